@@ -1,0 +1,102 @@
+"""Every error that a user can meet, and the exit code of each.
+
+    PacktrainError
+    ├── UsageError            what was asked makes no sense (a malformed reference, a bad setting)
+    ├── Refused               understood, and not done: it would break a law or a policy
+    │   └── PreflightRefused  a directory that cannot be served; carries the findings
+    ├── NotFound              a model, version, alias, object or file that does not exist
+    ├── Conflict              somebody else was first: a lost compare-and-swap, a taken name
+    │   └── AlreadyExists     a key that must be new is there
+    ├── IntegrityError        bytes or history that are not what their digest says
+    ├── Unavailable           the store or the registry cannot be reached, or keeps failing
+    ├── LocalDiskError        this machine's disk: full, read-only, failing
+    └── EngineError           LLaMA-Factory or vLLM is missing or failed
+
+Each says what happened, to what, and (``hint``) what to do next. Exit codes are mapped here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packtrain.model.finding import Finding
+
+
+class PacktrainError(Exception):
+    """The root. ``str()`` is one line for people; ``hint`` is what to do next, or empty."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PacktrainError):
+    """What was asked makes no sense as written."""
+
+
+class Refused(PacktrainError):
+    """Understood, and not done, because it would break a law or a policy."""
+
+
+class PreflightRefused(Refused):
+    """A directory that must not be published. ``findings`` are all of them, refusals and warnings."""
+
+    def __init__(self, message: str, *, findings: Sequence[Finding], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.findings = tuple(findings)
+
+
+class NotFound(PacktrainError):
+    """A model, version, alias, object or file that does not exist."""
+
+
+class Conflict(PacktrainError):
+    """Somebody else was first. Nothing was changed."""
+
+
+class AlreadyExists(Conflict):
+    """A key that had to be new is there already."""
+
+
+class IntegrityError(PacktrainError):
+    """Bytes or history that are not what their digest says. Nothing unverified was kept."""
+
+
+class Unavailable(PacktrainError):
+    """A store or registry that cannot be reached or keeps failing. Trying again may help."""
+
+
+class LocalDiskError(PacktrainError):
+    """This machine's disk refused: full, read-only or failing."""
+
+
+class EngineError(PacktrainError):
+    """LLaMA-Factory or vLLM is missing, did not start, or failed."""
+
+
+INTERNAL_ERROR = 1
+INTERRUPTED = 130
+
+EXIT_CODES: dict[type[PacktrainError], int] = {
+    UsageError: 2,
+    Refused: 3,
+    NotFound: 4,
+    Conflict: 5,
+    IntegrityError: 6,
+    Unavailable: 7,
+    LocalDiskError: 8,
+    EngineError: 9,
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """The documented exit code of an error (docs/exit-codes.md)."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    for kind in type(error).__mro__:
+        if kind in EXIT_CODES:
+            return EXIT_CODES[kind]
+    return INTERNAL_ERROR

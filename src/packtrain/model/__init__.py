@@ -1,0 +1,12 @@
+"""The nouns: values and decisions. No I/O, no clock, no threads, no third-party imports.
+
+digest     the SHA-256 of a version's canonical manifest: its identity
+canonical  one byte form for each JSON value (RFC 8785, integers only)
+safetensors  headers, and where a file is cut into chunks
+manifest   the files of a version with their digests and chunks
+reference  how people name a version: NAME, NAME@alias, NAME/3, NAME@sha256:...
+finding    what preflight has to say about a directory
+lineage    where a version came from
+version    one immutable, numbered entry of a registered model
+ledger     the hash-chained log of what happened to a registered model, its fold, and the decisions on it
+"""

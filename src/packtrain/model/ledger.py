@@ -1,0 +1,497 @@
+"""The ledger: the append-only, hash-chained log of what happened to a registered model, and who did it.
+
+Events are stored one an object, ``ledger/<name>/<0000000042>.json``, created only if absent. Each carries its
+sequence number, the SHA-256 of the event before it, and a random nonce (so that a lost response is told from another
+writer's equal event). `Log` takes their bytes, checks that each extends the chain, and folds them into a `State`.
+A `State` answers questions and *decides*: its decision methods return the `Draft` of the event to append, None when
+there is nothing to do, or raise. Whoever appends asks again when somebody else was faster, so a decision always
+rests on the state it extends.
+
+Actions of schema 1, with their details:
+
+    publish.begin      digest, publish_id, lease_until      before the first upload; again to renew the lease
+    attached           digest, kind, sha256                 a record (lineage, ...) that belongs to a manifest digest
+    version.created    version, digest, payload, kind, size, publish_id, [code], [base {name, version, digest}]
+    alias.promoted     alias, from, to, reason
+    alias.rolled_back  alias, from, to, reason
+    version.archived   version, reason
+    referenced         base, name, digest                   in a base's ledger: an adapter needs its version
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from packtrain.errors import Conflict, IntegrityError, NotFound, Refused
+from packtrain.model import canonical
+from packtrain.model.digest import Digest, is_hex256
+from packtrain.model.manifest import KINDS, Manifest
+from packtrain.model.reference import Reference, check_alias
+from packtrain.model.version import BaseVersion, ModelVersion
+
+SCHEMA = "packtrain.ledger/1"
+GENESIS = "0" * 64  # what the first event names as the one before it
+
+
+def event_key(name: str, sequence: int) -> str:
+    """Where an event is in the store."""
+    return f"ledger/{name}/{sequence:010d}.json"
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds. Timestamps of this form sort as text."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What an event will say, before it has a place in the log."""
+
+    action: str
+    details: Mapping[str, Any]
+
+
+Decide = Callable[["State"], Draft | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the log. ``time`` is the writer's clock and orders nothing; ``sequence`` does."""
+
+    name: str
+    sequence: int
+    previous: str  # 64 hex: SHA-256 of the bytes of the event before
+    nonce: str
+    time: str
+    actor: str
+    action: str
+    details: Mapping[str, Any]
+
+    def encode(self) -> bytes:
+        return canonical.encode(
+            {
+                "schema": SCHEMA,
+                "name": self.name,
+                "seq": self.sequence,
+                "previous": self.previous,
+                "nonce": self.nonce,
+                "time": self.time,
+                "actor": self.actor,
+                "action": self.action,
+                "details": dict(self.details),
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, *, what: str) -> Event:
+        """Raises IntegrityError. The chain is `Log`'s to check."""
+        value = canonical.decode(data, what=what)
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            found = value.get("schema") if isinstance(value, dict) else None
+            raise IntegrityError(
+                f"{what} has the schema {found!r}; this Packtrain reads {SCHEMA}",
+                hint="It was written by another version of Packtrain: upgrade this one.",
+            )
+        texts = [value.get(key) for key in ("name", "previous", "nonce", "time", "actor", "action")]
+        if (
+            value.keys() != _EVENT_FIELDS
+            or not all(isinstance(text, str) and text for text in texts)
+            or not is_hex256(value["previous"])
+            or type(value["seq"]) is not int
+            or not isinstance(value["details"], dict)
+        ):
+            raise IntegrityError(f"{what} is not a valid ledger event")
+        return cls(
+            name=value["name"],
+            sequence=value["seq"],
+            previous=value["previous"],
+            nonce=value["nonce"],
+            time=value["time"],
+            actor=value["actor"],
+            action=value["action"],
+            details=value["details"],
+        )
+
+
+_EVENT_FIELDS = {"schema", "name", "seq", "previous", "nonce", "time", "actor", "action", "details"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPublish:
+    """A publish that began and has not created its version. ``sequence`` is of its newest publish.begin."""
+
+    digest: Digest
+    lease_until: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The fold of a log. Never changed: `Log` replaces it event by event.
+
+    ``trails`` maps each alias to the versions it was promoted to, oldest first, the current one last; a rollback
+    shortens it, so that a second rollback goes further back and never to and fro.
+    """
+
+    name: str
+    versions: Mapping[int, ModelVersion] = field(default_factory=dict)
+    trails: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    publishes: Mapping[str, OpenPublish] = field(default_factory=dict)
+    records: Mapping[Digest, Mapping[str, Digest]] = field(default_factory=dict)  # manifest -> kind -> record
+    references: Mapping[Digest, frozenset[tuple[str, Digest]]] = field(default_factory=dict)  # base -> adapters
+
+    # Questions
+
+    @property
+    def aliases(self) -> dict[str, int]:
+        return {alias: trail[-1] for alias, trail in sorted(self.trails.items())}
+
+    @property
+    def latest(self) -> ModelVersion:
+        """The newest version that is not archived. Raises NotFound."""
+        for number in sorted(self.versions, reverse=True):
+            if not self.versions[number].archived:
+                return self.versions[number]
+        raise NotFound(
+            f"{self.name} has no version",
+            hint=f"Publish one: packtrain publish DIR --name {self.name}   (packtrain models lists what exists)",
+        )
+
+    def aliases_of(self, number: int) -> list[str]:
+        return [alias for alias, current in self.aliases.items() if current == number]
+
+    def version(self, number: int) -> ModelVersion:
+        """Raises NotFound."""
+        if number not in self.versions:
+            known = f"; its newest is {max(self.versions)}" if self.versions else ""
+            raise NotFound(f"{self.name}/{number} does not exist{known}", hint=f"See: packtrain show {self.name}")
+        return self.versions[number]
+
+    def current(self, alias: str) -> int | None:
+        trail = self.trails.get(alias)
+        return trail[-1] if trail else None
+
+    def resolve(self, reference: Reference) -> ModelVersion:
+        """The version that a reference names now. Raises NotFound."""
+        if reference.version is not None:
+            return self.version(reference.version)
+        if reference.alias is not None:
+            number = self.current(reference.alias)
+            if number is None:
+                known = ", ".join(self.aliases) or "none yet"
+                raise NotFound(
+                    f"{self.name} has no alias {reference.alias!r} (its aliases: {known})",
+                    hint=f"Set it: packtrain promote {self.name}/VERSION --to {reference.alias}",
+                )
+            return self.versions[number]
+        if reference.digest is not None:
+            for number in sorted(self.versions, reverse=True):
+                if self.versions[number].digest == reference.digest:
+                    return self.versions[number]
+            raise NotFound(
+                f"{self.name} has no version with the digest {reference.digest}",
+                hint=f"See: packtrain show {self.name}",
+            )
+        return self.latest
+
+    def same_payload(self, payload: Digest) -> ModelVersion | None:
+        """The newest live version that holds exactly these exported bytes."""
+        live = [v for v in self.versions.values() if v.payload == payload and not v.archived]
+        return max(live, key=lambda v: v.number, default=None)
+
+    # Decisions
+
+    def begin_publish(self, digest: Digest, publish_id: str, lease_until: str) -> Draft:
+        return Draft("publish.begin", {"digest": digest.hex, "publish_id": publish_id, "lease_until": lease_until})
+
+    def attach(self, digest: Digest, kind: str, record: Digest) -> Draft | None:
+        if self.records.get(digest, {}).get(kind) == record:
+            return None
+        return Draft("attached", {"digest": digest.hex, "kind": kind, "sha256": record.hex})
+
+    def create_version(
+        self,
+        manifest: Manifest,
+        digest: Digest,
+        publish_id: str,
+        *,
+        code: bool,
+        base: BaseVersion | None,
+        force: bool,
+    ) -> Draft | None:
+        """None when a live version holds these bytes already and ``force`` is not given."""
+        if not force and self.same_payload(manifest.payload):
+            return None
+        details: dict[str, Any] = {
+            "version": max(self.versions, default=0) + 1,
+            "digest": digest.hex,
+            "payload": manifest.payload.hex,
+            "kind": manifest.kind,
+            "size": manifest.size,
+            "publish_id": publish_id,
+        }
+        if code:
+            details["code"] = True
+        if base is not None:
+            details["base"] = {"name": base.name, "version": base.version, "digest": base.digest.hex}
+        return Draft("version.created", details)
+
+    def promote(self, alias: str, number: int, *, expect: int | None = None, reason: str = "") -> Draft | None:
+        """Moves an alias to a version. ``expect`` is the version it must point at now (0: it must not exist)."""
+        check_alias(alias)
+        version = self.version(number)
+        current = self._expect(alias, expect)
+        if version.archived:
+            raise Refused(
+                f"{version} is archived and cannot be promoted",
+                hint="Publish it again with --force, or promote another version.",
+            )
+        if current == number:
+            return None
+        return Draft("alias.promoted", {"alias": alias, "from": current, "to": number, "reason": reason})
+
+    def roll_back(self, alias: str, *, to: int | None = None, expect: int | None = None, reason: str = "") -> Draft:
+        """Moves an alias back to the version promoted before the current one, or to ``to`` further back."""
+        current = self._expect(alias, expect)
+        if current is None:
+            raise NotFound(f"{self.name} has no alias {alias!r}", hint=f"See: packtrain show {self.name}")
+        earlier = [n for n in self.trails[alias][:-1] if n != current]
+        if to is not None:
+            if to not in earlier:
+                raise Refused(
+                    f"{self.name}@{alias} was not at version {to} before {current}, so it cannot go back to it",
+                    hint=f"To move it there all the same: packtrain promote {self.name}/{to} --to {alias}",
+                )
+            if self.versions[to].archived:
+                raise Refused(f"{self.name}/{to} is archived", hint="Choose another version.")
+            target = to
+        else:
+            live = [n for n in earlier if not self.versions[n].archived]
+            if not live:
+                raise Refused(
+                    f"{self.name}@{alias} is at version {current} and there is no earlier one to go back to",
+                    hint=f"See: packtrain history {self.name}",
+                )
+            target = live[-1]
+        return Draft("alias.rolled_back", {"alias": alias, "from": current, "to": target, "reason": reason})
+
+    def archive(self, number: int, *, reason: str = "") -> Draft | None:
+        version = self.version(number)
+        if aliases := self.aliases_of(number):
+            raise Refused(
+                f"{version} is @{', @'.join(aliases)} and cannot be archived",
+                hint=f"Move the alias first: packtrain promote {self.name}/OTHER --to {aliases[0]}",
+            )
+        if version.archived:
+            return None
+        return Draft("version.archived", {"version": number, "reason": reason})
+
+    def reference(self, base: Digest, name: str, digest: Digest) -> Draft | None:
+        """Notes that an adapter needs one of this model's versions. Refused when none of them is live."""
+        holders = [v for v in self.versions.values() if v.digest == base]
+        if not any(not v.archived for v in holders):
+            raise Refused(
+                f"the base {self.name}@{base} is archived" if holders else f"{self.name} has no version {base}",
+                hint="Publish the base model again, then the adapter.",
+            )
+        if (name, digest) in self.references.get(base, frozenset()):
+            return None
+        return Draft("referenced", {"base": base.hex, "name": name, "digest": digest.hex})
+
+    def _expect(self, alias: str, expect: int | None) -> int | None:
+        current = self.current(alias)
+        if expect is not None and (current or 0) != expect:
+            seen = f"at version {current}" if current else "not set"
+            raise Conflict(
+                f"{self.name}@{alias} is {seen}, not at version {expect} as expected; nothing was changed",
+                hint=f"See who moved it: packtrain history {self.name}",
+            )
+        return current
+
+
+class Log:
+    """A chain of events that was checked as it was read, and its fold.
+
+    `extend` takes the bytes of the next event; it raises IntegrityError, naming the event, and changes nothing, if
+    they do not extend the chain or say something that cannot have happened.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.events: list[Event] = []
+        self.head = GENESIS  # SHA-256 (hex) of the newest event's bytes
+        self.state = State(name)
+
+    @property
+    def name(self) -> str:
+        return self.state.name
+
+    def draft(self, draft: Draft, *, nonce: str, time: str, actor: str) -> Event:
+        """The event that would extend this log."""
+        return Event(
+            name=self.name,
+            sequence=len(self.events) + 1,
+            previous=self.head,
+            nonce=nonce,
+            time=time,
+            actor=actor,
+            action=draft.action,
+            details=draft.details,
+        )
+
+    def extend(self, data: bytes) -> Event:
+        sequence = len(self.events) + 1
+        what = f"event {sequence} of the ledger of {self.name}"
+        event = Event.decode(data, what=what)
+        if event.name != self.name or event.sequence != sequence:
+            raise IntegrityError(f"{what} says that it is event {event.sequence} of {event.name}")
+        if event.previous != self.head:
+            raise IntegrityError(
+                f"{what} does not follow event {sequence - 1}: the chain is broken",
+                hint="Somebody changed or removed an event. Restore the ledger folder from a backup.",
+            )
+        self.state = _fold(self.state, event, what)
+        self.events.append(event)
+        self.head = hashlib.sha256(data).hexdigest()
+        return event
+
+
+# The fold: what each action does to the state. Whoever writes events checks first (State's decisions); whoever reads
+# them checks again, so that a forged event cannot say what no Packtrain would have written.
+
+
+def _fold(state: State, event: Event, what: str) -> State:
+    apply = _ACTIONS.get(event.action)
+    if apply is None:
+        raise IntegrityError(
+            f"{what} has the action {event.action!r}, which this Packtrain does not know",
+            hint="It was written by a newer Packtrain: upgrade this one.",
+        )
+    try:
+        return apply(state, event)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{what} ({event.action}) is not valid: {error}") from error
+
+
+def _begin(state: State, event: Event) -> State:
+    d = event.details
+    opened = OpenPublish(Digest(_hex(d["digest"])), _text(d["lease_until"]), event.sequence)
+    before = state.publishes.get(_text(d["publish_id"]))
+    if before and before.digest != opened.digest:
+        raise ValueError("it renews a publish of another digest")
+    return replace(state, publishes={**state.publishes, d["publish_id"]: opened})
+
+
+def _attached(state: State, event: Event) -> State:
+    d = event.details
+    digest, record = Digest(_hex(d["digest"])), Digest(_hex(d["sha256"]))
+    records = {**state.records, digest: {**state.records.get(digest, {}), _text(d["kind"]): record}}
+    versions = dict(state.versions)
+    if d["kind"] == "lineage":
+        for number, version in versions.items():
+            if version.digest == digest:
+                versions[number] = replace(version, lineage=record)
+    return replace(state, records=records, versions=versions)
+
+
+def _created(state: State, event: Event) -> State:
+    d = event.details
+    number, digest = _version_number(d["version"]), Digest(_hex(d["digest"]))
+    if number != max(state.versions, default=0) + 1:
+        raise ValueError(f"it creates version {number} out of order")
+    publish = state.publishes.get(d["publish_id"])
+    if publish is None or publish.digest != digest:
+        raise ValueError("no publish.begin of this digest came before it")
+    if d["kind"] not in KINDS or type(d["size"]) is not int:
+        raise ValueError("its kind or size is not valid")
+    base = d.get("base")
+    version = ModelVersion(
+        name=state.name,
+        number=number,
+        digest=digest,
+        payload=Digest(_hex(d["payload"])),
+        kind=d["kind"],
+        size=d["size"],
+        created=event.time,
+        actor=event.actor,
+        code=d.get("code") is True,
+        base=BaseVersion(_text(base["name"]), _version_number(base["version"]), Digest(_hex(base["digest"])))
+        if base
+        else None,
+        lineage=state.records.get(digest, {}).get("lineage"),
+    )
+    publishes = {key: value for key, value in state.publishes.items() if key != d["publish_id"]}
+    return replace(state, versions={**state.versions, number: version}, publishes=publishes)
+
+
+def _promoted(state: State, event: Event) -> State:
+    alias, target = _move(state, event)
+    return replace(state, trails={**state.trails, alias: (*state.trails.get(alias, ()), target)})
+
+
+def _rolled_back(state: State, event: Event) -> State:
+    alias, target = _move(state, event)
+    earlier = state.trails.get(alias, ())[:-1]
+    if target not in earlier:
+        raise ValueError("it goes back to a version that the alias was not at")
+    last = len(earlier) - 1 - earlier[::-1].index(target)
+    return replace(state, trails={**state.trails, alias: earlier[: last + 1]})
+
+
+def _move(state: State, event: Event) -> tuple[str, int]:
+    d = event.details
+    alias, target = check_alias(_text(d["alias"])), _version_number(d["to"])
+    if d["from"] != state.current(alias):
+        raise ValueError(f"it moves {alias!r} from {d['from']}, but it was at {state.current(alias)}")
+    if target not in state.versions or state.versions[target].archived:
+        raise ValueError(f"it moves {alias!r} to version {target}, which does not exist or is archived")
+    return alias, target
+
+
+def _archived(state: State, event: Event) -> State:
+    number = _version_number(event.details["version"])
+    if state.aliases_of(number):
+        raise ValueError("it archives a version that an alias points at")
+    version = replace(state.versions[number], archived=True)
+    return replace(state, versions={**state.versions, number: version})
+
+
+def _referenced(state: State, event: Event) -> State:
+    d = event.details
+    base, adapter = Digest(_hex(d["base"])), (_text(d["name"]), Digest(_hex(d["digest"])))
+    if not any(v.digest == base and not v.archived for v in state.versions.values()):
+        raise ValueError("it references a version that does not exist or is archived")
+    references = {**state.references, base: state.references.get(base, frozenset()) | {adapter}}
+    return replace(state, references=references)
+
+
+_ACTIONS: dict[str, Callable[[State, Event], State]] = {
+    "publish.begin": _begin,
+    "attached": _attached,
+    "version.created": _created,
+    "alias.promoted": _promoted,
+    "alias.rolled_back": _rolled_back,
+    "version.archived": _archived,
+    "referenced": _referenced,
+}
+
+
+def _hex(value: Any) -> str:
+    if not is_hex256(value):
+        raise ValueError(f"{value!r} is not a digest")
+    return str(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a text")
+    return value
+
+
+def _version_number(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is not a version number")
+    return value

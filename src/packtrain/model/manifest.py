@@ -1,0 +1,244 @@
+"""The manifest: the files of a version, with their digests and chunks.
+
+Its canonical bytes (`Manifest.encode`) are ``packtrain.json`` in the version's directory; their SHA-256 is the
+version's identity. SHA-256 is a file's name to the outside world (sha256sum, OCI, Hugging Face LFS); BLAKE3 checks
+chunks at line rate. docs/formats.md describes every field; tests/model/golden pins the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from packtrain.errors import IntegrityError, Refused
+from packtrain.model import canonical
+from packtrain.model.digest import Digest, is_hex256
+
+SCHEMA = "packtrain.manifest/1"
+FILE_NAME = "packtrain.json"
+KINDS = ("merged", "adapter")
+MAX_BYTES = 256 << 20  # of an encoded manifest: refuses nonsense before it is read into memory
+
+# Formats that run code when they are opened (Python pickles, in whatever container).
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".msgpack")
+
+
+class Chunk(NamedTuple):
+    """A consecutive byte range of a file; it starts where the one before it ends."""
+
+    length: int  # bytes, at least 1
+    blake3: str  # 64 hex
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file. ``generated`` marks what publish wrote beside the export (for stock MLflow clients)."""
+
+    path: str  # relative, POSIX
+    size: int  # bytes; the sum of the chunks' lengths
+    sha256: str  # 64 hex
+    chunks: tuple[Chunk, ...]
+    generated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What an adapter needs: a published version (``manifest`` and ``payload``), local bytes that nobody published
+    (``payload`` alone), or a repository on the Hugging Face Hub (``hub``, ``revision`` if it was given)."""
+
+    manifest: Digest | None = None
+    payload: Digest | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    def to_json(self) -> dict[str, str]:
+        pairs = {
+            "manifest": self.manifest.hex if self.manifest else None,
+            "payload": self.payload.hex if self.payload else None,
+            "hub": self.hub,
+            "revision": self.revision,
+        }
+        return {key: value for key, value in pairs.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: Any, *, what: str) -> Base:
+        _require(isinstance(value, dict), what, "base is not an object")
+        _require(value.keys() <= {"manifest", "payload", "hub", "revision"}, what, "base has unknown fields")
+        _require(all(isinstance(v, str) and v for v in value.values()), what, "base has a bad value")
+        for key in ("manifest", "payload"):
+            _require(key not in value or is_hex256(value[key]), what, f"base.{key} is not a digest")
+        _require("payload" in value or "hub" in value, what, "base says neither payload nor hub")
+        return cls(
+            manifest=Digest(value["manifest"]) if "manifest" in value else None,
+            payload=Digest(value["payload"]) if "payload" in value else None,
+            hub=value.get("hub"),
+            revision=value.get("revision"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files of one version, sorted by path. Build it with `Manifest.of`."""
+
+    kind: str
+    files: tuple[FileEntry, ...]
+    base: Base | None = None
+
+    @classmethod
+    def of(cls, kind: str, files: Iterable[FileEntry], base: Base | None = None) -> Manifest:
+        """Sorts, and checks what every reader will check. Raises IntegrityError."""
+        manifest = cls(kind, tuple(sorted(files, key=lambda f: f.path)), base)
+        manifest._check(what="the new manifest")
+        return manifest
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, the manifest itself not counted."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def payload(self) -> Digest:
+        """The identity of the exported bytes alone, whatever was generated beside them and however they were cut:
+        SHA-256 of the canonical JSON list of ``[path, size, sha256]``, sorted by path."""
+        rows = [[f.path, f.size, f.sha256] for f in self.files if not f.generated]
+        return Digest(hashlib.sha256(canonical.encode(rows)).hexdigest())
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.encode())
+
+    def encode(self) -> bytes:
+        """The canonical bytes: what ``packtrain.json`` holds."""
+        value: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "payload": self.payload.hex,
+            "files": [_file_to_json(file) for file in self.files],
+        }
+        if self.base is not None:
+            value["base"] = self.base.to_json()
+        return canonical.encode(value)
+
+    @classmethod
+    def decode(cls, data: bytes, *, expect: Digest | None = None, what: str = FILE_NAME) -> Manifest:
+        """Reads and checks a manifest; with ``expect`` its bytes must have that digest. Raises IntegrityError."""
+        if expect is not None and (found := Digest.of(data)) != expect:
+            raise IntegrityError(
+                f"{what} is not the manifest that was named: it hashes to {found}, not {expect}",
+                hint="The store was changed by something other than Packtrain; `packtrain verify` shows how far.",
+            )
+        value = canonical.decode(data, what=what)
+        _require(isinstance(value, dict), what, "it is not an object")
+        if value.get("schema") != SCHEMA:
+            raise IntegrityError(
+                f"{what} has the schema {value.get('schema')!r}; this Packtrain reads {SCHEMA}",
+                hint="It was written by another version of Packtrain: upgrade this one.",
+            )
+        _require(value.keys() <= {"schema", "kind", "payload", "files", "base"}, what, "unknown fields")
+        _require(isinstance(value.get("files"), list), what, "files is not a list")
+        base = Base.from_json(value["base"], what=what) if "base" in value else None
+        files = tuple(_file_from_json(entry, what) for entry in value["files"])
+        manifest = cls(kind=value.get("kind"), files=files, base=base)
+        manifest._check(what=what)
+        _require(manifest.payload.hex == value.get("payload"), what, "payload is not that of its files")
+        return manifest
+
+    def _check(self, *, what: str) -> None:
+        _require(self.kind in KINDS, what, f"kind {self.kind!r} is neither merged nor adapter")
+        _require((self.base is None) or self.kind == "adapter", what, "only an adapter has a base")
+        _require(bool(self.files), what, "it lists no files")
+        paths = [file.path for file in self.files]
+        _require(paths == sorted(set(paths)), what, "files are not sorted by path, or one appears twice")
+        for path in paths:
+            if problem := unsafe_path(path):
+                raise IntegrityError(f"{what} lists the path {path!r}, which {problem}")
+        known = set(paths)
+        for path in paths:
+            parts = path.split("/")
+            for depth in range(1, len(parts)):
+                prefix = "/".join(parts[:depth])
+                _require(prefix not in known, what, f"{prefix!r} is listed as a file and as a folder")
+        for file in self.files:
+            _require(
+                sum(chunk.length for chunk in file.chunks) == file.size,
+                what,
+                f"the chunks of {file.path!r} do not sum to its size",
+            )
+
+
+def unsafe_path(path: str) -> str | None:
+    """Why a file of a version must not have this path, or None if it may."""
+    if not path or path.startswith("/") or len(path.encode("utf-8", "replace")) > 512:
+        return "is empty, absolute or longer than 512 bytes"
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return "leaves its folder or is not in its simplest form"
+    if "\\" in path or any(ord(c) < 32 or ord(c) == 127 for c in path):
+        return "holds a backslash or a control character"
+    if not path.isprintable():
+        return "holds characters that cannot be printed"
+    if path == FILE_NAME:
+        return "is reserved for the manifest"
+    return None
+
+
+def refuse_unsafe(paths: Iterable[str], *, allow_code: bool, what: str) -> None:
+    """Law 8, asked at publish and again at pull. Raises Refused naming the first file that breaks it."""
+    for path in paths:
+        lower = path.lower()
+        if lower.endswith(PICKLE_SUFFIXES):
+            raise Refused(
+                f"{what} holds {path}, a pickle format: opening it can run code",
+                hint="Export with safetensors (LLaMA-Factory: export_legacy_format: false) and publish that.",
+            )
+        if lower.endswith(".py") and not allow_code:
+            raise Refused(
+                f"{what} holds {path}, code that the engine would run",
+                hint="If you have read it and trust it, publish with --allow-code; the ledger records that.",
+            )
+
+
+def _file_to_json(file: FileEntry) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "path": file.path,
+        "size": file.size,
+        "sha256": file.sha256,
+        "chunks": [[chunk.length, chunk.blake3] for chunk in file.chunks],
+    }
+    if file.generated:
+        value["generated"] = True
+    return value
+
+
+def _file_from_json(value: Any, what: str) -> FileEntry:
+    _require(isinstance(value, dict), what, "an entry of files is not an object")
+    path, size, sha256, chunks = (value.get(key) for key in ("path", "size", "sha256", "chunks"))
+    _require(isinstance(path, str), what, "a file has no path")
+    _require(type(size) is int and size >= 0, what, f"the size of {path!r} is not a length")
+    _require(is_hex256(sha256), what, f"the sha256 of {path!r} is not a digest")
+    _require(isinstance(chunks, list), what, f"the chunks of {path!r} are not a list")
+    _require(value.get("generated", True) is True, what, f"generated of {path!r} is not true")
+    _require(value.keys() <= {"path", "size", "sha256", "chunks", "generated"}, what, "unknown fields in a file")
+    for chunk in chunks:
+        _require(
+            isinstance(chunk, list)
+            and len(chunk) == 2
+            and type(chunk[0]) is int
+            and chunk[0] > 0
+            and is_hex256(chunk[1]),
+            what,
+            f"a chunk of {path!r} is not [length, blake3]",
+        )
+    return FileEntry(
+        path=path,
+        size=size,
+        sha256=sha256,
+        chunks=tuple(Chunk(length, blake3) for length, blake3 in chunks),
+        generated=value.get("generated", False),
+    )
+
+
+def _require(condition: bool, what: str, problem: str) -> None:
+    if not condition:
+        raise IntegrityError(f"{what} is not a valid manifest: {problem}")
