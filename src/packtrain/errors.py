@@ -17,6 +17,7 @@ Each says what happened, to what, and (``hint``) what to do next. Exit codes are
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,19 @@ class LocalDiskError(PacktrainError):
 
 class EngineError(PacktrainError):
     """LLaMA-Factory or vLLM is missing, did not start, or failed."""
+
+
+def disk_error(error: OSError, what: str) -> LocalDiskError:
+    """What a failed call on this machine's disk means to a user. ``what`` says what could not be done, to what."""
+    hints = {
+        errno.ENOSPC: "The disk is full: free some space and run the command again; it continues where it was.",
+        errno.EDQUOT: "Your disk quota is used up: free some space and run the command again; it continues.",
+        errno.EROFS: "The file system is read-only: choose another folder.",
+        errno.EACCES: "Permission denied: choose a folder that you can write, or ask for its permissions.",
+        errno.EPERM: "Permission denied: choose a folder that you can write, or ask for its permissions.",
+        errno.EIO: "The disk reports an input/output error: look at the kernel's log (dmesg) before using it again.",
+    }
+    return LocalDiskError(f"{what}: {error.strerror or error}", hint=hints.get(error.errno or 0, ""))
 
 
 INTERNAL_ERROR = 1

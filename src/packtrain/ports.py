@@ -102,6 +102,10 @@ class Registry(Protocol):
         """What this machine saw last, without asking the registry: for serving while it is unreachable."""
         ...
 
+    def audit(self, name: str) -> Log:
+        """The whole log, read anew without help of what was seen, then compared with it. Raises IntegrityError."""
+        ...
+
     def change(self, name: str, decide: Decide) -> tuple[Log, Event | None]:
         """Appends what ``decide`` drafts. Returns the log with it, and the event, or None if it drafted nothing.
         What ``decide`` raises is raised, and nothing was appended."""

@@ -1,0 +1,234 @@
+"""The Python API. What the command line does, it does through this."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from packtrain.model.ledger import Event
+from packtrain.model.reference import Reference
+from packtrain.model.version import ModelVersion
+from packtrain.ports import Reporter
+from packtrain.settings import Settings, load
+from packtrain.wiring import Parts, wire
+
+if TYPE_CHECKING:
+    from packtrain.flows.catalog import Entry
+    from packtrain.flows.promote import Move
+    from packtrain.flows.publish import Published
+    from packtrain.flows.pull import Snapshot
+    from packtrain.flows.verify import Verified
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def begin(self, what: str, total: int) -> None: ...
+    def advance(self, count: int) -> None: ...
+    def end(self) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Client:
+    """Packtrain, as a library.
+
+        client = Client(store="s3://models/prod")
+        published = client.publish("output/merged", "llama-finetuned")
+        client.promote("llama-finetuned/3", to="production", reason="eval 0.87")
+        snapshot = client.pull("llama-finetuned@production")
+        snapshot.path                      # a complete, verified, read-only directory
+
+    Settings that are not given come from packtrain.toml and PACKTRAIN_* variables, as for the command line.
+    References are texts (``NAME``, ``NAME@alias``, ``NAME/3``, ``NAME@sha256:...``). Every method raises
+    `packtrain.errors.PacktrainError` with a message and a hint, and nothing else.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str | None = None,
+        registry: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        actor: str | None = None,
+        vllm: str | None = None,
+        llamafactory: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        given = {
+            "store": store,
+            "registry": registry,
+            "cache_dir": os.fspath(cache_dir) if cache_dir is not None else None,
+            "actor": actor,
+            "vllm": vllm,
+            "llamafactory": llamafactory,
+        }
+        self.settings: Settings = load(given, environ=os.environ, directory=Path.cwd())
+        self._reporter: Reporter = reporter or Silent()
+        self._parts: Parts = wire(self.settings)
+
+    def publish(
+        self,
+        directory: str | os.PathLike[str],
+        name: str,
+        *,
+        alias: str | None = None,
+        training_config: str | os.PathLike[str] | None = None,
+        export_config: str | os.PathLike[str] | None = None,
+        training_dir: str | os.PathLike[str] | None = None,
+        base: str | None = None,
+        allow_code: bool = False,
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> Published:
+        """Makes a directory of LLaMA-Factory's a version of the registered model ``name``."""
+        from packtrain.flows.publish import Request, publish
+
+        request = Request(
+            directory=Path(directory),
+            name=name,
+            alias=alias,
+            training_config=_path(training_config),
+            export_config=_path(export_config),
+            training_dir=_path(training_dir),
+            base=base,
+            allow_code=allow_code,
+            force=force,
+            dry_run=dry_run,
+        )
+        parts = self._parts
+        return publish(parts.store, parts.registry, request, reporter=self._reporter, clock=parts.clock)
+
+    def export(
+        self,
+        config: str | os.PathLike[str],
+        name: str,
+        *,
+        alias: str | None = None,
+        training_config: str | os.PathLike[str] | None = None,
+        training_dir: str | os.PathLike[str] | None = None,
+        base: str | None = None,
+        allow_code: bool = False,
+        force: bool = False,
+    ) -> Published:
+        """Runs ``llamafactory-cli export CONFIG`` and publishes what it wrote, with the lineage that it gives."""
+        from packtrain.training.llamafactory import export
+
+        directory = export(Path(config), command=self.settings.llamafactory)
+        return self.publish(
+            directory,
+            name,
+            alias=alias,
+            training_config=training_config,
+            export_config=config,
+            training_dir=training_dir,
+            base=base,
+            allow_code=allow_code,
+            force=force,
+        )
+
+    def models(self, name: str | None = None) -> list[Entry]:
+        """Every version of every registered model, or of one, newest first."""
+        from packtrain.flows.catalog import models
+
+        return models(self._parts.store, self._parts.registry, name)
+
+    def show(self, reference: str) -> Entry:
+        """One version, its aliases and its lineage."""
+        from packtrain.flows.catalog import show
+
+        return show(self._parts.store, self._parts.registry, Reference.parse(reference))
+
+    def url(self, reference: str) -> str:
+        """The immutable URL of a version's directory in the store."""
+        from packtrain.flows.catalog import url
+
+        return url(self._parts.store, self._parts.registry, Reference.parse(reference))
+
+    def history(self, name: str) -> list[Event]:
+        """Everything that happened to a registered model, oldest first."""
+        from packtrain.flows.catalog import history
+
+        return history(self._parts.registry, name)
+
+    def promote(self, reference: str, *, to: str, expect: int | None = None, reason: str = "") -> Move:
+        """Points the alias ``to`` at a version. ``expect``: the version it must be at now (0: not set)."""
+        from packtrain.flows.promote import promote
+
+        return promote(self._parts.registry, Reference.parse(reference), to, expect=expect, reason=reason)
+
+    def rollback(
+        self,
+        name: str,
+        *,
+        alias: str = "production",
+        to: int | None = None,
+        expect: int | None = None,
+        reason: str = "",
+    ) -> Move:
+        """Points an alias back at the version promoted before the current one, or at ``to``."""
+        from packtrain.flows.promote import roll_back
+
+        return roll_back(self._parts.registry, name, alias, to=to, expect=expect, reason=reason)
+
+    def archive(self, reference: str, *, reason: str = "") -> ModelVersion:
+        """Retires a version. Refused while an alias points at it."""
+        from packtrain.flows.promote import archive
+
+        return archive(self._parts.registry, Reference.parse(reference), reason=reason)
+
+    def verify(self, name: str | None = None, *, every_byte: bool = False) -> list[Verified]:
+        """Walks chains and manifests, and every byte if asked. Raises IntegrityError at what does not hold."""
+        from packtrain.flows.verify import verify
+
+        return verify(self._parts.store, self._parts.registry, name, every_byte=every_byte, reporter=self._reporter)
+
+    def pull(self, reference: str, *, to: str | os.PathLike[str] | None = None) -> Snapshot:
+        """A complete, verified, read-only directory of a version: in the cache, or at ``to``."""
+        from packtrain.flows.pull import pull
+
+        parts = self._parts
+        return pull(
+            parts.store,
+            parts.registry,
+            parts.cache,
+            Reference.parse(reference),
+            reporter=self._reporter,
+            clock=parts.clock,
+            to=_path(to),
+        )
+
+    def serve(self, reference: str, arguments: Sequence[str] = ()) -> int:
+        """Pulls a version and runs ``vllm serve`` on it with ``arguments`` until it ends. Returns its exit code."""
+        from packtrain.flows.serve import serve
+
+        return serve(
+            self._parts.store,
+            self._parts.registry,
+            self._parts.cache,
+            Reference.parse(reference),
+            arguments,
+            vllm=self.settings.vllm,
+            reporter=self._reporter,
+            clock=self._parts.clock,
+        )
+
+    def run(self, reference: str, arguments: Sequence[str] = ()) -> NoReturn:
+        """Pulls a version and becomes ``vllm serve`` on it: this process is replaced."""
+        from packtrain.flows.serve import run
+
+        run(
+            self._parts.store,
+            self._parts.registry,
+            self._parts.cache,
+            Reference.parse(reference),
+            arguments,
+            vllm=self.settings.vllm,
+            reporter=self._reporter,
+            clock=self._parts.clock,
+        )
+
+
+def _path(value: str | os.PathLike[str] | None) -> Path | None:
+    return Path(value) if value is not None else None

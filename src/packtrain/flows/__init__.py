@@ -1,0 +1,9 @@
+"""The verbs, one function each, straight down.
+
+publish   a directory becomes a version
+pull      a version becomes a verified directory on this node
+promote   aliases move: promote, roll_back, archive
+verify    the ledger's chain, the manifests, and every byte if asked
+catalog   what is there: models, one version, its history, its URL
+serve     a version becomes a running vLLM
+"""

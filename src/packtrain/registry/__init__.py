@@ -1,0 +1,1 @@
+"""Where registered models are kept: the ledger in the store itself, with nothing to run."""

@@ -1,0 +1,165 @@
+"""The registry in the store: one hash-chained ledger for each registered model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+from packtrain.errors import AlreadyExists, Conflict, IntegrityError, NotFound, Unavailable
+from packtrain.model.ledger import Decide, Event, Log, event_key, timestamp
+from packtrain.ports import Clock, Store
+from packtrain.registry.memory import SeenLedgers
+
+_READERS = 16
+_ATTEMPTS = 200  # of one append, each lost to another writer: beyond that something is wrong
+
+
+class LedgerRegistry:
+    """Keeps `packtrain.ports.Registry`'s laws with nothing but a store that can create if absent.
+
+    ``nonce`` gives 32 random hex digits; ``actor`` is written into every event.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        seen: SeenLedgers,
+        *,
+        actor: str,
+        clock: Clock,
+        nonce: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._seen = seen
+        self._actor = actor
+        self._clock = clock
+        self._nonce = nonce
+        self._jitter = Random()
+
+    def names(self) -> list[str]:
+        names = sorted(self._store.children("ledger/"))
+        with ThreadPoolExecutor(_READERS) as pool:
+            logs = pool.map(self.read, names)
+            return [name for name, log in zip(names, logs, strict=True) if log.state.versions]
+
+    def remembered(self, name: str) -> Log:
+        return self._seen.load(name)
+
+    def read(self, name: str) -> Log:
+        log = self._seen.load(name)
+        known = len(log.events)
+        if known:
+            self._extend(log)
+            if len(log.events) == known:
+                self._require_head(log)
+        else:
+            self._fetch(log)
+        if len(log.events) > known:
+            self._seen.save(log)
+        return log
+
+    def change(self, name: str, decide: Decide) -> tuple[Log, Event | None]:
+        log = self.read(name)
+        for attempt in range(_ATTEMPTS):
+            draft = decide(log.state)
+            if draft is None:
+                return log, None
+            now = timestamp(self._clock.now())
+            event = log.draft(draft, nonce=self._nonce(), time=now, actor=self._actor)
+            if self._append(log, event):
+                return log, event
+            self._clock.sleep(self._jitter.uniform(0, min(1.0, 0.01 * 2 ** min(attempt, 7))))
+            self._extend(log)
+            self._seen.save(log)
+        raise Conflict(
+            f"the ledger of {name} changed {_ATTEMPTS} times while this command tried to write to it",
+            hint="Nothing was changed. Find out who writes so often: packtrain history " + name,
+        )
+
+    def audit(self, name: str) -> Log:
+        log = Log(name)
+        self._fetch(log)
+        seen = self._seen.load(name)
+        if len(seen.events) > len(log.events) or any(
+            mine != theirs for mine, theirs in zip(seen.events, log.events, strict=False)
+        ):
+            self._require_head(seen)
+            raise IntegrityError(
+                f"the ledger of {name} was rewritten: it is not the one that this machine has seen",
+                hint="Restore the ledger folder from a backup.",
+            )
+        return log
+
+    def _append(self, log: Log, event: Event) -> bool:
+        """Whether ``event`` is now in the store at its place; False if another writer's event is there."""
+        data = event.encode()
+        key = event_key(event.name, event.sequence)
+        try:
+            self._store.create(key, data)
+        except AlreadyExists:
+            # Ours, if the response to an earlier attempt was lost inside the store's client: the nonce tells.
+            if self._store.get(key) != data:
+                return False
+        except Unavailable as error:
+            try:
+                landed = self._store.get(key)
+            except (NotFound, Unavailable):
+                raise Unavailable(
+                    f"the store did not confirm an event for the ledger of {event.name}: {error}",
+                    hint=f"See whether it is there before you repeat the command: packtrain history {event.name}",
+                ) from error
+            if landed != data:
+                return False
+        log.extend(data)
+        self._seen.save(log)
+        return True
+
+    def _extend(self, log: Log) -> None:
+        """Reads the events after the log's head: one GET for each, and one that finds nothing."""
+        while True:
+            try:
+                data = self._store.get(event_key(log.name, len(log.events) + 1))
+            except NotFound:
+                return
+            log.extend(data)
+
+    def _fetch(self, log: Log) -> None:
+        """Reads every event into an empty log: one listing, which tells how many there are, then parallel GETs."""
+        prefix = f"ledger/{log.name}/"
+        keys = {info.key for info in self._store.list(prefix)}
+        count = max((n for key in keys if (n := _sequence(key.removeprefix(prefix)))), default=0)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for data in pool.map(lambda n: self._event(log.name, n, count), range(1, count + 1)):
+                log.extend(data)
+
+    def _event(self, name: str, sequence: int, count: int) -> bytes:
+        try:
+            return self._store.get(event_key(name, sequence))
+        except NotFound:
+            raise IntegrityError(
+                f"event {sequence} of the ledger of {name} is missing; it has {count}",
+                hint="Somebody removed it. Restore the ledger folder from a backup.",
+            ) from None
+
+    def _require_head(self, log: Log) -> None:
+        """The newest event that this machine has seen must still be there, as it was."""
+        what = f"event {len(log.events)} of the ledger of {log.name}, which this machine has seen,"
+        try:
+            data = self._store.get(event_key(log.name, len(log.events)))
+        except NotFound:
+            raise IntegrityError(
+                f"the ledger of {log.name} was truncated: {what} is gone",
+                hint="Restore the ledger folder from a backup. Nothing is promoted or pulled from it until then.",
+            ) from None
+        if data != log.events[-1].encode():
+            raise IntegrityError(
+                f"the ledger of {log.name} was rewritten: {what} is now another",
+                hint="Restore the ledger folder from a backup. Nothing is promoted or pulled from it until then.",
+            )
+
+
+def _sequence(file_name: str) -> int:
+    """The number of an event's file; 0 for a file that is none."""
+    digits, _, suffix = file_name.partition(".")
+    return int(digits) if len(digits) == 10 and digits.isascii() and digits.isdecimal() and suffix == "json" else 0

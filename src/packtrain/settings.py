@@ -1,0 +1,96 @@
+"""Settings: one frozen value, read once.
+
+In rising order: built-in defaults, packtrain.toml (found upwards from the working directory, or PACKTRAIN_CONFIG),
+PACKTRAIN_* variables, flags of the same names. docs/settings.md lists them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from packtrain.errors import UsageError
+
+FILE_NAME = "packtrain.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting. In packtrain.toml they are top-level keys, in the environment PACKTRAIN_ and upper case."""
+
+    store: str  # file:///path, s3://bucket/prefix
+    registry: str  # "store": the ledger inside the store
+    cache_dir: Path  # this node's snapshots
+    actor: str  # who is written into the ledger
+    vllm: str  # the command that starts vLLM
+    llamafactory: str  # the command that starts LLaMA-Factory
+
+
+def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directory: Path) -> Settings:
+    """The settings for a command that runs in ``directory``. ``flags`` that are None were not given.
+
+    Raises UsageError for unknown keys and for values of the wrong type, naming the file or variable.
+    """
+    values = _defaults(environ)
+    path = _find_file(environ, directory)
+    if path is not None:
+        values.update(_from_file(path))
+    for name in values:
+        if value := environ.get(f"PACKTRAIN_{name.upper()}"):
+            values[name] = value
+    values.update({name: value for name, value in flags.items() if value is not None})
+    cache_dir = Path(values.pop("cache_dir")).expanduser().absolute()
+    return Settings(cache_dir=cache_dir, **values)
+
+
+def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
+    home = Path(environ.get("HOME") or Path.home())
+    data = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return {
+        "store": (data / "packtrain" / "store").absolute().as_uri(),
+        "registry": "store",
+        "cache_dir": str(cache / "packtrain"),
+        "actor": _user(),
+        "vllm": "vllm",
+        "llamafactory": "llamafactory-cli",
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this user id, as in many containers
+        return f"uid-{os.getuid()}"
+
+
+def _find_file(environ: Mapping[str, str], directory: Path) -> Path | None:
+    if named := environ.get("PACKTRAIN_CONFIG"):
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise UsageError(f"PACKTRAIN_CONFIG names {path}, which is not a file")
+        return path
+    for folder in (directory, *directory.parents):
+        if (folder / FILE_NAME).is_file():
+            return folder / FILE_NAME
+    return None
+
+
+def _from_file(path: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    known = {field.name for field in fields(Settings)}
+    for key, value in content.items():
+        if key not in known:
+            raise UsageError(f"{path}: unknown setting {key!r}", hint=f"Settings are: {', '.join(sorted(known))}.")
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{path}: {key} must be a text in quotes")
+    if (cache_dir := content.get("cache_dir")) and not cache_dir.startswith("~"):
+        content["cache_dir"] = str(path.parent / cache_dir)  # relative to the file that says it
+    return content

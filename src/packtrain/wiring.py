@@ -1,0 +1,63 @@
+"""From settings to parts: the one place that knows every implementation."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from packtrain.cache import Cache
+from packtrain.errors import UsageError
+from packtrain.model.digest import Digest
+from packtrain.ports import Clock, Registry, Store
+from packtrain.registry.ledger import LedgerRegistry
+from packtrain.registry.memory import SeenLedgers
+from packtrain.settings import Settings
+from packtrain.storage import open_store
+
+
+class SystemClock:
+    """This machine's time."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that the flows need of the outside."""
+
+    store: Store
+    registry: Registry
+    cache: Cache
+    clock: Clock
+
+
+def wire(settings: Settings) -> Parts:
+    """Opens nothing yet: a store that cannot be reached is met by the first call to it. Raises UsageError."""
+    clock = SystemClock()
+    store = open_store(settings.store)
+    if settings.registry != "store":
+        raise UsageError(
+            f"the registry {settings.registry!r} is not supported",
+            hint='registry = "store" keeps the registry inside the store; it is the only one so far.',
+        )
+    seen = SeenLedgers(settings.cache_dir / "ledgers" / Digest.of(store.url.encode()).short)
+    registry = LedgerRegistry(store, seen, actor=settings.actor, clock=clock, nonce=lambda: uuid.uuid4().hex)
+    return Parts(store, registry, Cache(settings.cache_dir, boot=_boot_id()), clock)
+
+
+def _boot_id() -> str:
+    """Different after every restart of this machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
