@@ -133,7 +133,6 @@ def lock(*, upgrade: bool = False) -> None:
 
 def build(engine: Engine, *, force: bool = False) -> None:
     """Leaves a complete environment at `engine.home`, doing nothing if it is there already."""
-    uv = find_uv()
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise EngineError(
             f"the engines are locked for Linux on x86_64, this is {platform.system()} on {platform.machine()}"
@@ -143,6 +142,7 @@ def build(engine: Engine, *, force: bool = False) -> None:
         if not force and is_built(engine, wanted):
             say(engine, "up to date")
             return
+        uv = find_uv()
         started = time.monotonic()
         if engine.home.exists():
             say(engine, "removing the old or half-built environment")
@@ -156,7 +156,11 @@ def build(engine: Engine, *, force: bool = False) -> None:
         ]  # fmt: skip
         origin, options = torch_origin()
         say(engine, f"installing torch {TORCH} from {origin}")
-        run(*install, *options, f"torch=={TORCH}", doing=f"installing torch {TORCH} from {origin}")
+        run(
+            *install, *options, f"torch=={TORCH}",
+            doing=f"installing torch {TORCH} from {origin}",
+            hint=f"Without a way to {TORCH_INDEX}, put torch's wheel into a directory and name it in PIP_FIND_LINKS.",
+        )  # fmt: skip
 
         say(engine, f"installing {engine.lock.relative_to(ROOT)} and compiling it to bytecode")
         run(
@@ -245,14 +249,15 @@ def find_python() -> str:
     return PYTHON
 
 
-def run(*command: str, doing: str) -> str:
+def run(*command: str, doing: str, hint: str = "") -> str:
     """Runs a program in the project's root and returns what it printed."""
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     if result.returncode != 0:
         said = (result.stderr.strip() or result.stdout.strip() or "it said nothing")[-4000:]
         raise EngineError(
             f"{doing} failed (exit {result.returncode}): {' '.join(command)}\n{said}\n"
-            "Nothing half-built will be used: put right what it says and run the same command again."
+            + (hint and f"{hint}\n")
+            + "Nothing half-built will be used: put right what it says and run the same command again."
         )
     return result.stdout
 
