@@ -13,7 +13,7 @@ from packtrain.model.manifest import Base, Manifest
 from packtrain.model.reference import Reference
 from packtrain.model.version import BaseVersion
 from packtrain.ports import Registry, Reporter
-from packtrain.training.checkpoint import Checkpoint, inspect
+from packtrain.training.checkpoint import ADAPTER_CONFIG, Checkpoint, inspect
 
 _HUB = "hf:"
 
@@ -46,8 +46,8 @@ def resolve(checkpoint: Checkpoint, given: str | None, registry: Registry, repor
     """The base that the user gave, or that the adapter's own configuration names. Raises UsageError, NotFound."""
     if given is not None:
         return _given(given, registry, reporter)
-    named = checkpoint.base_model
-    if checkpoint.kind != "adapter" or not named:
+    named = checkpoint.document(ADAPTER_CONFIG).get("base_model_name_or_path")
+    if checkpoint.kind != "adapter" or not isinstance(named, str) or not named:
         return ResolvedBase()
     if Path(named).is_dir():
         return _local(Path(named), registry, reporter)

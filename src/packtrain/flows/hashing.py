@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from blake3 import blake3
 
-from packtrain.errors import Refused
+from packtrain.errors import NotFound, Refused, disk_error
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.manifest import Chunk, FileEntry
-from packtrain.model.safetensors import cut
+from packtrain.model.safetensors import HeaderError, cut
 from packtrain.ports import Reporter
 from packtrain.training.weights import read_header
 
@@ -59,7 +61,7 @@ def checked_body(file: LocalFile, entry: FileEntry, reporter: Reporter, halt: Ha
         reporter.advance(len(file.content))
         yield file.content
         return
-    with file.source.open("rb", buffering=0) as stream:
+    with _reading(file) as stream:
         for chunk in entry.chunks:
             digest = blake3()
             left = chunk.length
@@ -82,8 +84,11 @@ def _hash(file: LocalFile, reporter: Reporter, halt: Halt) -> FileEntry:
     if file.source is None:
         reporter.advance(len(file.content))
         return _entry(file, hashlib.sha256(file.content).hexdigest(), _chunks_of(file.content), len(file.content))
-    header = read_header(file.source) if file.path.endswith(".safetensors") else None
-    with file.source.open("rb", buffering=0) as stream:
+    try:
+        header = read_header(file.source) if file.path.endswith(".safetensors") else None
+    except (HeaderError, NotFound) as error:  # preflight read it a moment ago
+        raise _changed(file) from error
+    with _reading(file) as stream:
         before = os.fstat(stream.fileno())
         sha256, chunks = hashlib.sha256(), []
         buffer = memoryview(bytearray(_PIECE))
@@ -103,6 +108,18 @@ def _hash(file: LocalFile, reporter: Reporter, halt: Halt) -> FileEntry:
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise _changed(file)
     return _entry(file, sha256.hexdigest(), chunks, before.st_size)
+
+
+@contextmanager
+def _reading(file: LocalFile) -> Iterator[FileIO]:
+    assert file.source is not None
+    try:
+        with file.source.open("rb", buffering=0) as stream:
+            yield stream
+    except FileNotFoundError as error:
+        raise _changed(file) from error
+    except OSError as error:
+        raise disk_error(error, f"could not read {file.source}") from error
 
 
 def _chunks_of(content: bytes) -> list[Chunk]:

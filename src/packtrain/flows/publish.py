@@ -90,8 +90,9 @@ def publish(store: Store, registry: Registry, request: Request, *, reporter: Rep
             uploaded = sum(file.size for file in lacking)
         else:
             lineage = base.note(_lineage(checkpoint, request))
+            code = any(finding.code == "custom-code" for finding in findings)  # --allow-code, or it was refused
             version, created, uploaded = _create(
-                store, registry, request, files, manifest, lineage, base, reporter, clock
+                store, registry, request.name, files, manifest, lineage, base, code, request.force, reporter, clock
             )
     move = None
     if request.alias and version and not request.dry_run:
@@ -154,16 +155,18 @@ def _lineage(checkpoint: Checkpoint, request: Request) -> Lineage:
 def _create(
     store: Store,
     registry: Registry,
-    request: Request,
+    name: str,
     files: list[LocalFile],
     manifest: Manifest,
     lineage: Lineage,
     base: bases.ResolvedBase,
+    code: bool,
+    force: bool,
     reporter: Reporter,
     clock: Clock,
 ) -> tuple[ModelVersion, bool, int]:
     """The version, whether it is new, and the bytes that were uploaded for it."""
-    name, digest = request.name, manifest.digest
+    digest = manifest.digest
     prefix = version_prefix(name, digest)
     lease = _Lease(registry, name, digest, clock)
     lease.renew()
@@ -180,9 +183,9 @@ def _create(
             manifest,
             digest,
             lease.publish_id,
-            code=request.allow_code and _holds_code(manifest),
+            code=code,
             base=base.version,
-            force=request.force,
+            force=force,
         ),
     )
     if event is not None:
@@ -269,7 +272,3 @@ def _create_if_absent(store: Store, key: str, data: bytes) -> None:
                 f"{store.locate(key)} is not what its name says",
                 hint="The store was changed by something other than Packtrain; `packtrain verify` shows how far.",
             ) from None
-
-
-def _holds_code(manifest: Manifest) -> bool:
-    return any(file.path.endswith(".py") for file in manifest.files)

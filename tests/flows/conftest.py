@@ -1,0 +1,123 @@
+"""The parts that flows need, over a store in memory, and tiny real models to move."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from packtrain.cache import Cache
+from packtrain.client import Silent
+from packtrain.flows.publish import Published, Request, publish
+from packtrain.flows.pull import Snapshot, pull
+from packtrain.model.reference import Reference
+from packtrain.ports import Store
+from packtrain.registry.ledger import LedgerRegistry
+from packtrain.registry.memory import SeenLedgers
+from packtrain.testing.clock import FakeClock
+from packtrain.testing.memory_store import MemoryStore
+from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
+
+
+class Notes(Silent):
+    """A reporter that remembers what was said, and how many bytes were reported."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.advanced = 0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def advance(self, count: int) -> None:
+        self.advanced += count
+
+
+@dataclass
+class House:
+    """One machine: its own memory of ledgers and its own cache, over a store that others share."""
+
+    store: Store
+    home: Path
+    boot: str = "boot-1"
+
+    def __post_init__(self) -> None:
+        self.clock = FakeClock()
+        self.notes = Notes()
+        self.cache = Cache(self.home / "cache", boot=self.boot)
+        self.registry = LedgerRegistry(
+            self.store,
+            SeenLedgers(self.home / "ledgers"),
+            actor="tester",
+            clock=self.clock,
+            nonce=lambda: uuid.uuid4().hex,
+        )
+
+    def publish(self, directory: Path, name: str = "llama", **options: object) -> Published:
+        request = Request(directory=directory, name=name, **options)  # type: ignore[arg-type]
+        return publish(self.store, self.registry, request, reporter=self.notes, clock=self.clock)
+
+    def pull(self, reference: str, to: Path | None = None) -> Snapshot:
+        return pull(
+            self.store,
+            self.registry,
+            self.cache,
+            Reference.parse(reference),
+            reporter=self.notes,
+            clock=self.clock,
+            to=to,
+        )
+
+
+@dataclass(frozen=True)
+class Models:
+    base: Path
+    first: Path
+    second: Path
+    adapter: Path
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Read-only: copy what you want to change."""
+    home = tmp_path_factory.mktemp("models")
+    base = write_base(home / "base", seed=1, shards=2)
+    return Models(
+        base=base,
+        first=write_merged(home / "first", base, seed=2),
+        second=write_merged(home / "second", base, seed=3),
+        adapter=write_adapter(home / "adapter", base, seed=4),
+    )
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def make_house(store: MemoryStore, tmp_path: Path) -> Callable[..., House]:
+    """``make_house(NAME, store=..., boot=...)``: another machine, or the same one again."""
+
+    def make(name: str = "node", *, store: Store = store, boot: str = "boot-1") -> House:
+        return House(store, tmp_path / name, boot)
+
+    return make
+
+
+@pytest.fixture
+def house(make_house: Callable[..., House]) -> House:
+    return make_house()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file under a directory."""
+    return {
+        str((Path(folder) / name).relative_to(directory)): (Path(folder) / name).read_bytes()
+        for folder, _, names in os.walk(directory)
+        for name in names
+    }
