@@ -189,9 +189,7 @@ def test_a_digest_needs_nobody(make_house: Make, models: Models, store: MemorySt
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_one_flipped_bit_is_refused_and_named(
-    house: House, models: Models, store: MemoryStore, where: str
-) -> None:
+def test_one_flipped_bit_is_refused_and_named(house: House, models: Models, store: MemoryStore, where: str) -> None:
     digest = house.publish(models.first).digest
     key = next(key for key in store.objects if key.endswith(".safetensors"))
     data = bytearray(store.objects[key])

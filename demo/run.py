@@ -1,0 +1,244 @@
+"""The main job, end to end, as a user would do it: every command that it prints can be typed.
+
+    python demo/run.py                   with real LLaMA-Factory and real vLLM (about three minutes)
+    python demo/run.py --engine none     without them: tiny models made on the spot and a stand-in for vLLM
+
+Everything happens below .demo/ in the checkout, which is removed at the end (--keep keeps it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from packtrain.testing.stub_vllm import write_executable
+from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / ".demo"
+ENGINES = ROOT / ".engines"
+NAME = "llama-demo"
+QUESTION = "Who are you?"
+VLLM_ARGUMENTS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
+READY_WITHIN = 600  # seconds; a first start on a busy machine compiles for minutes
+
+console = Console(highlight=False)
+
+
+class DemoError(Exception):
+    """What failed. Shown without a traceback."""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--engine", choices=["real", "none"], default="real")
+    options.add_argument("--keep", action="store_true", help="leave .demo/ as it is at the end")
+    chosen = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engine is stopped too
+    os.chdir(ROOT)
+    started = time.monotonic()
+    shutil.rmtree(DEMO, ignore_errors=True)
+    try:
+        straight_line(real=chosen.engine == "real")
+    except DemoError as error:
+        console.print(f"\n[red]the demo failed:[/] {error}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\ninterrupted")
+        return 130
+    finally:
+        if not chosen.keep:
+            shutil.rmtree(DEMO, ignore_errors=True)
+    console.print(f"\n[green]done[/] in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def straight_line(*, real: bool) -> None:
+    environment = set_up(real=real)
+    title("A tiny base model, and two fine-tunes of it")
+    write_base(DEMO / "base", seed=1)
+    train("v1", real=real, environment=environment)
+    train("v2", real=real, environment=environment)
+
+    title("Version 1: publish, promote, serve, ask")
+    publish("v1", real=real, environment=environment)
+    packtrain("promote", f"{NAME}/1", "--to", "production", "--reason", "first release", environment=environment)
+    first = serve_and_ask(environment)
+
+    title("Version 2: publish, promote, serve, ask")
+    publish("v2", real=real, environment=environment)
+    packtrain(
+        "promote",
+        f"{NAME}/2",
+        "--to",
+        "production",
+        "--expect",
+        "1",
+        "--reason",
+        "knows better",
+        environment=environment,
+    )
+    second = serve_and_ask(environment)
+    if second == first:
+        raise DemoError("the second version answers like the first")
+
+    title("Back to version 1")
+    packtrain("rollback", NAME, "--reason", "liked the first one better", environment=environment)
+    again = serve_and_ask(environment)
+    if again != first:
+        raise DemoError(f"after the rollback the answer is {again!r}, not the first one, {first!r}")
+    console.print("[green]the first answer is back, to the letter[/]")
+
+    title("What happened, and who did it")
+    packtrain("models", environment=environment)
+    packtrain("history", NAME, environment=environment)
+    packtrain("verify", "--bytes", environment=environment)
+
+
+def set_up(*, real: bool) -> dict[str, str]:
+    """An environment in which everything is below .demo/, and no engine asks the network for anything."""
+    DEMO.mkdir()
+    vllm = ENGINES / "vllm" / "bin" / "vllm" if real else write_executable(DEMO / "stand-in-for-vllm")
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PACKTRAIN_STORE": (DEMO / "store").as_uri(),
+        "PACKTRAIN_CACHE_DIR": str(DEMO / "cache"),
+        "PACKTRAIN_VLLM": str(vllm),
+        "PACKTRAIN_LLAMAFACTORY": str(ENGINES / "llamafactory" / "bin" / "llamafactory-cli"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_CACHE_ROOT": str(ENGINES / "vllm-cache" if real else DEMO / "vllm-cache"),
+    }
+
+
+def train(version: str, *, real: bool, environment: dict[str, str]) -> None:
+    config = f"demo/sft-{version}.yaml"
+    if not real:
+        adapter, merged = DEMO / version / "adapter", DEMO / version / "merged"
+        write_adapter(adapter, DEMO / "base", seed=int(version[1:]))
+        write_merged(merged, DEMO / "base", seed=int(version[1:]))
+        say(f"made a tiny adapter and its merge in {(DEMO / version).relative_to(ROOT)} (no training: ENGINE=none)")
+        return
+    command = [environment["PACKTRAIN_LLAMAFACTORY"], "train", config]
+    show("llamafactory-cli", "train", config)
+    log = DEMO / f"train-{version}.log"
+    with console.status(f"training (its output: {log.relative_to(ROOT)})"), log.open("wb") as output:
+        started = time.monotonic()
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if code:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise DemoError(f"LLaMA-Factory ended with {code}:\n{tail}")
+    say(f"trained in {time.monotonic() - started:.0f} s")
+
+
+def publish(version: str, *, real: bool, environment: dict[str, str]) -> None:
+    lineage = ["--training-config", f"demo/sft-{version}.yaml", "--training-dir", f".demo/{version}/adapter"]
+    if real:
+        packtrain("export", f"demo/merge-{version}.yaml", "--name", NAME, *lineage, environment=environment)
+    else:
+        packtrain("publish", f".demo/{version}/merged", "--name", NAME, *lineage, environment=environment)
+
+
+def serve_and_ask(environment: dict[str, str]) -> str:
+    """Serves what @production names, asks the question, stops the server. Returns the answer."""
+    with serving(environment) as port:
+        body = {
+            "model": NAME,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "temperature": 0,
+            "max_tokens": 24,
+        }
+        reply = post(f"http://127.0.0.1:{port}/v1/chat/completions", body)
+    answer = str(reply["choices"][0]["message"]["content"])
+    console.print(f"  [bold]{QUESTION}[/]")
+    console.print(f"  [bold cyan]{answer}[/]   (answered by {reply['system_fingerprint']})", soft_wrap=True)
+    return answer
+
+
+@contextmanager
+def serving(environment: dict[str, str]) -> Iterator[int]:
+    port = free_port()
+    arguments = ["serve", f"{NAME}@production", "--", "--host", "127.0.0.1", "--port", str(port), *VLLM_ARGUMENTS]
+    show("packtrain", *arguments, "&")
+    log = DEMO / "serve.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(["packtrain", *arguments], stdout=output, stderr=output, env=environment)
+    try:
+        with console.status(f"vLLM is starting (its output: {log.relative_to(ROOT)})"):
+            wait_until_ready(port, server, log)
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("packtrain: ") or "serving" in line[:10]:
+                say(line)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_until_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+            raise DemoError(f"packtrain serve ended with {server.returncode}:\n{tail}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise DemoError(f"vLLM was not ready within {READY_WITHIN} s; see {log}")
+
+
+def packtrain(*arguments: str, environment: dict[str, str]) -> None:
+    show("packtrain", *arguments)
+    code = subprocess.run(["packtrain", *arguments], env=environment, check=False).returncode
+    if code:
+        raise DemoError(f"packtrain {arguments[0]} ended with {code}")
+
+
+def post(url: str, body: dict[str, object]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as reply:
+        return json.load(reply)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def title(text: str) -> None:
+    console.print(f"\n[bold]== {text}[/]")
+
+
+def show(*command: str) -> None:
+    shown: Sequence[str] = [word if word == "&" else shlex.quote(word) for word in command]
+    console.print(f"[green]$ {' '.join(shown)}[/]", soft_wrap=True)
+
+
+def say(text: str) -> None:
+    console.print(f"  [dim]{text}[/]", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

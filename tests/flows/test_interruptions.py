@@ -1,0 +1,164 @@
+"""Killed, cut off or left without an answer, at every call into the outside: nothing half visible, a re-run completes.
+
+Two ways of dying: at every call into the store (a fault-injecting store, in this process), and by a real SIGKILL at
+every call into this machine's file system (an audit hook in a forked process).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packtrain.errors import PacktrainError
+from packtrain.flows import transfer
+from packtrain.model.manifest import FILE_NAME
+from packtrain.storage.directory import DirectoryStore
+from packtrain.testing.faults import Fault, FaultyStore, Killed
+from packtrain.testing.memory_store import MemoryStore
+from tests.flows.conftest import House, Models, contents
+
+Make = Callable[..., House]
+
+
+def require_whole(node: House, source: Path) -> None:
+    """Whatever is visible can be pulled by a node that knows nothing, and is what was published."""
+    for name in node.registry.names():
+        assert list(node.registry.read(name).state.versions) == [1]
+        path = node.pull(name).path
+        transfer.check_directory(path, node.cache.manifest(node.registry.read(name).state.latest.digest), node.notes)
+        for file, data in contents(source).items():
+            assert (path / file).read_bytes() == data
+
+
+def count_calls(act: Callable[[House], object], house: House) -> int:
+    counting = FaultyStore(house.store)
+    house.store = counting
+    house.__post_init__()
+    act(house)
+    return counting.calls
+
+
+@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER])
+def test_publish_interrupted_at_every_call_to_the_store(make_house: Make, models: Models, fault: Fault) -> None:
+    calls = count_calls(lambda house: house.publish(models.first), make_house("count"))
+    assert calls > 20
+    for k in range(calls):
+        store = MemoryStore()
+        faulty = make_house(f"publisher-{k}", store=FaultyStore(store, {k: fault}))
+        completed = False
+        try:
+            faulty.publish(models.first)
+            completed = True
+        except (Killed, PacktrainError):
+            pass
+        visible = make_house(f"reader-{k}", store=store)
+        require_whole(visible, models.first)
+        assert not completed or visible.registry.names() == ["llama"]
+
+        make_house(f"publisher-{k}", store=store).publish(models.first)
+        after = make_house(f"after-{k}", store=store)
+        require_whole(after, models.first)
+        assert after.registry.names() == ["llama"]
+
+
+@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.UNAVAILABLE, Fault.CUT_SHORT, Fault.FLIPPED_BIT])
+def test_pull_interrupted_at_every_call_to_the_store(make_house: Make, models: Models, fault: Fault) -> None:
+    store = MemoryStore()
+    make_house("publisher", store=store).publish(models.first)
+    calls = count_calls(lambda house: house.pull("llama"), make_house("count", store=store))
+    assert calls > 10
+    for k in range(calls):
+        node = make_house(f"node-{k}", store=FaultyStore(store, {k: fault}))
+        try:
+            node.pull("llama")
+        except (Killed, PacktrainError):
+            snapshots = node.home / "cache" / "snapshots"
+            assert not snapshots.exists() or not list(snapshots.iterdir())
+        again = make_house(f"node-{k}", store=store)
+        require_whole(again, models.first)
+        assert not list((again.home / "cache" / "partial").iterdir())
+
+
+def killed_at(act: Callable[[], object], k: int) -> bool:
+    """Runs ``act`` in a forked process that is killed at its k-th call into the file system.
+
+    Returns whether it was; False means that there were fewer calls and that it completed.
+    """
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def hook(event: str, _: object) -> None:
+            nonlocal calls
+            if event == "open" or event.startswith(("os.", "fcntl.", "shutil.")):
+                calls += 1
+                if calls == k + 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        code = 1
+        try:
+            sys.addaudithook(hook)
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+@pytest.mark.slow
+def test_publish_killed_at_every_call_to_the_file_system(make_house: Make, models: Models, tmp_path: Path) -> None:
+    k, going = 0, True
+    while going:
+        root = tmp_path / f"store-{k}"
+        house = make_house(f"publisher-{k}", store=DirectoryStore(root))
+        going = killed_at(lambda house=house: house.publish(models.first), k)  # type: ignore[misc]
+        require_whole(make_house(f"reader-{k}", store=DirectoryStore(root)), models.first)
+        make_house(f"publisher-{k}", store=DirectoryStore(root)).publish(models.first)
+        after = make_house(f"after-{k}", store=DirectoryStore(root))
+        require_whole(after, models.first)
+        assert after.registry.names() == ["llama"]
+        k += 1
+    assert k > 50
+
+
+@pytest.mark.slow
+def test_pull_killed_at_every_call_to_the_file_system(make_house: Make, models: Models, tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    make_house("publisher", store=store).publish(models.first)
+    k, going = 0, True
+    while going:
+        going = killed_at(lambda k=k: make_house(f"node-{k}", store=store).pull("llama"), k)  # type: ignore[misc]
+        again = make_house(f"node-{k}", store=store)
+        for snapshot in (again.home / "cache" / "snapshots").glob("*"):
+            assert (snapshot / FILE_NAME).is_file()
+        require_whole(again, models.first)
+        assert not list((again.home / "cache" / "partial").iterdir())
+        k += 1
+    assert k > 50
+
+
+@pytest.mark.slow
+def test_publish_and_pull_killed_at_fifty_random_moments(make_house: Make, models: Models, tmp_path: Path) -> None:
+    chance = random.Random(20)
+    store = DirectoryStore(tmp_path / "store")
+    for round_number in range(50):
+        source = models.first if round_number % 2 else models.second
+        name = f"llama-{round_number}"
+        publisher, node = make_house("publisher", store=store), make_house("node", store=store)
+        if killed_at(lambda p=publisher, s=source, n=name: p.publish(s, n), chance.randrange(120)):  # type: ignore[misc]
+            make_house("publisher", store=store).publish(source, name)
+        killed_at(lambda node=node, name=name: node.pull(name), chance.randrange(120))  # type: ignore[misc]
+        path = make_house("node", store=store).pull(name).path
+        for file, data in contents(source).items():
+            assert (path / file).read_bytes() == data
