@@ -1,0 +1,63 @@
+"""Stores: where models are kept for good.
+
+directory  file:///path, /path   a directory, an NFS or JuiceFS mount
+objects    s3://bucket/prefix    a bucket on any S3 server (aws: where it is and who we are there;
+                                 threads: where obstore may block)
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from packtrain.errors import UsageError
+from packtrain.ports import Store
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_FORMS = "A store is a directory (file:///srv/models or /srv/models) or a bucket (s3://bucket or s3://bucket/prefix)."
+
+
+def open_store(url: str) -> Store:
+    """The store at a URL. Nothing is read or made yet. Raises UsageError, which shows the forms."""
+    scheme, separator, rest = url.partition("://")
+    if url.startswith("/"):
+        return _directory(url)
+    if scheme == "file" and separator:
+        host, slash, path = rest.partition("/")
+        if not slash or host not in ("", "localhost"):
+            raise UsageError(f"{url!r} names no directory of this machine", hint=_FORMS)
+        _refuse_query(url, rest)
+        return _directory(unquote(f"/{path}"))
+    if scheme == "s3" and separator:
+        _refuse_query(url, rest)
+        return _s3(url, rest)
+    raise UsageError(f"{url!r} is not a store", hint=_FORMS)
+
+
+def _directory(path: str) -> Store:
+    from packtrain.storage.directory import DirectoryStore
+
+    if "\0" in path:
+        raise UsageError(f"{path!r} is not a path", hint=_FORMS)
+    return DirectoryStore(Path(path))
+
+
+def _s3(url: str, rest: str) -> Store:
+    from packtrain.storage.objects import open_s3  # obstore: 40 ms that a help page must not pay
+
+    bucket, _, prefix = rest.partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"{url!r} names no bucket", hint=_FORMS)
+    parts = [part for part in prefix.split("/") if part]
+    if not {".", ".."}.isdisjoint(parts) or not prefix.isprintable():
+        raise UsageError(f"{url!r} has a prefix that no object can have", hint=_FORMS)
+    return open_s3(bucket, "/".join(parts))
+
+
+def _refuse_query(url: str, rest: str) -> None:
+    if "?" in rest or "#" in rest:
+        raise UsageError(
+            f"{url!r} has a query or a fragment, which a store does not",
+            hint="Endpoint, region and credentials come from AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and the like.",
+        )

@@ -1,0 +1,304 @@
+"""A store in a directory: a laptop's disk, an NFS or JuiceFS mount.
+
+How a write becomes durable before it becomes visible: the bytes go to a file under ``<root>/.packtrain-tmp/``, which
+no listing shows, and are synced; link(2) gives the file its name if nobody has that name (`create`), rename(2) gives
+it its name whoever had it (`upload`); then every folder down to it is synced. A crash leaves only the hidden file.
+
+Symbolic links inside a store are not objects and are never followed, neither as the last part of a key nor before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from packtrain.errors import AlreadyExists, LocalDiskError, NotFound, Refused, Unavailable
+from packtrain.ports import ObjectInfo
+
+TEMPORARY = ".packtrain-tmp"  # the folder of unfinished files, each named <host>.<process id>.<random>
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_OBJECT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not block; it is no object either
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # nothing there; a file or a symbolic link where a folder must be
+_IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
+_AWAY = {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """A file that has no key yet: ``name`` in the open folder ``folder``, open for writing as ``file``."""
+
+    folder: int
+    name: str
+    file: int
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self.file, rest) :]
+
+    def seal(self) -> None:
+        """Nothing more will be written, by anybody; and what was written is durable."""
+        os.fchmod(self.file, 0o444)
+        os.fsync(self.file)
+
+
+class DirectoryStore:
+    """A `Store` under ``root``, which is created at the first write. ``root`` itself may be a symbolic link."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        return self._root.as_uri()
+
+    def get(self, key: str) -> bytes:
+        with self._errors(key), self._object(key) as file, open(file, "rb", closefd=False) as stream:
+            return stream.read()
+
+    def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        end = start + length
+        with self._errors(key), self._object(key) as file:
+            while start < end:
+                count = os.preadv(file, [buffer[: end - start]], start)
+                if count == 0:
+                    raise Unavailable(
+                        f"{self._root / key} ends after {os.fstat(file).st_size} bytes; {end} were expected",
+                        hint="Something other than Packtrain changed it; `packtrain verify --bytes` checks every file.",
+                    )
+                start += count
+                yield buffer[:count]
+
+    def create(self, key: str, data: bytes) -> None:
+        with self._errors(key), self._unfinished() as new, self._folders(key) as folders:
+            new.write(data)
+            new.seal()
+            self._link(new, key, folders[-1])
+            _sync(folders)
+
+    def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
+        with self._unfinished() as new:
+            written = 0
+            for piece in body:  # outside of _errors: what the body raises is not ours
+                written += len(piece)
+                if written > size:
+                    break
+                with self._errors(key):
+                    new.write(piece)
+            if written != size:
+                raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
+            with self._errors(key), self._folders(key) as folders:
+                new.seal()
+                os.rename(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folders[-1])
+                _sync(folders)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        with self._errors(key), suppress(NotFound), self._object(key) as file:
+            return ObjectInfo(key, os.fstat(file).st_size)
+        return None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        parts = _parts(prefix)
+        with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
+            top = self._descend(opened, prefix, parts)
+            for path, folders, names, folder in os.fwalk(".", dir_fd=top, onerror=_unless_removed):
+                if not parts and path == "." and TEMPORARY in folders:
+                    folders.remove(TEMPORARY)
+                for name in names:
+                    info = _lstat(name, folder)
+                    if info is not None and stat.S_ISREG(info.st_mode):
+                        yield ObjectInfo(prefix + f"{path}/{name}".removeprefix("./"), info.st_size)
+
+    def children(self, prefix: str) -> Iterator[str]:
+        with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
+            names = set(os.listdir(self._descend(opened, prefix, _parts(prefix))))  # noqa: PTH208 - of a descriptor
+            for name in names if prefix else names - {TEMPORARY}:
+                if next(self.list(f"{prefix}{name}/"), None):  # as in a bucket: no empty folders
+                    yield name
+
+    def locate(self, key: str) -> str:
+        return (self._root / key).as_uri()
+
+    # Reading
+
+    @contextmanager
+    def _object(self, key: str) -> Iterator[int]:
+        """An object, open for reading. Raises NotFound."""
+        *folders, name = _parts(key)
+        with ExitStack() as opened:
+            folder = self._descend(opened, key, folders)
+            try:
+                file = os.open(name, _OBJECT, dir_fd=folder)
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    raise self._not_found(key) from None
+                raise
+            opened.callback(os.close, file)
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise self._not_found(key)
+            yield file
+
+    def _descend(self, opened: ExitStack, key: str, parts: Sequence[str]) -> int:
+        """Opens folder in folder from the root, following no link below it. Raises NotFound."""
+        try:
+            folder = _keep(opened, os.open(self._root, os.O_RDONLY | os.O_DIRECTORY))
+            for part in parts:
+                folder = _keep(opened, os.open(part, _FOLDER, dir_fd=folder))
+        except OSError as error:
+            if error.errno in _ABSENT:
+                raise self._not_found(key) from None
+            raise
+        return folder
+
+    def _not_found(self, key: str) -> NotFound:
+        return NotFound(f"there is no {self._root / key}")
+
+    # Writing
+
+    @contextmanager
+    def _unfinished(self) -> Iterator[_Unfinished]:
+        """A new hidden file, which is gone at the end, whatever happens, unless it was renamed."""
+        name = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}"
+        with ExitStack() as opened:
+            with self._errors(TEMPORARY):
+                folder = self._make_folders(opened, [TEMPORARY])[-1]
+                file = _keep(opened, os.open(name, _NEW, 0o600, dir_fd=folder))
+            try:
+                yield _Unfinished(folder, name, file)
+            finally:
+                with suppress(OSError):  # renamed, or on a disk that fails: then gc finds it
+                    os.unlink(name, dir_fd=folder)
+
+    @contextmanager
+    def _folders(self, key: str) -> Iterator[Sequence[int]]:
+        """The folders of a key, made if need be, open, from the root down."""
+        with ExitStack() as opened:
+            yield self._make_folders(opened, _parts(key)[:-1])
+
+    def _make_folders(self, opened: ExitStack, parts: Sequence[str]) -> Sequence[int]:
+        folder = self._open_root(opened)
+        folders = [folder]
+        for part in parts:
+            folder = _keep(opened, _open_or_make(part, folder))
+            folders.append(folder)
+        return folders
+
+    def _open_root(self, opened: ExitStack) -> int:
+        """Opens the root, and makes it and what leads to it if need be."""
+        missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
+        for path in reversed(missing):
+            above = _keep(opened, os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
+            _keep(opened, _open_or_make(path.name, above))
+            os.fsync(above)
+        return _keep(opened, os.open(self._root, os.O_RDONLY | os.O_DIRECTORY))
+
+    def _link(self, new: _Unfinished, key: str, folder: int) -> None:
+        try:
+            os.link(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            # NFS repeats a request whose answer was lost: the name that is there may be the one we just gave.
+            if os.fstat(new.file).st_nlink != 2:
+                raise AlreadyExists(f"{self._root / key} is there already") from None
+        except OSError as error:
+            if error.errno in _NO_HARD_LINKS:
+                raise Refused(
+                    f"{self._root} is on a file system without hard links: {error.strerror}",
+                    hint="Without them two writers cannot be kept apart. Use a local disk, NFS or JuiceFS, "
+                    "or give the bucket behind a mounted bucket as s3://...",
+                ) from error
+            raise
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """Turns what the operating system says into our errors."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{self._root / key}: {error.strerror}"
+            number = error.errno
+            if number in _FORBIDDEN:
+                raise Refused(what, hint="Check who owns the store's directory and what this user may do.") from error
+            if number in _IN_THE_WAY:
+                raise Refused(
+                    what,
+                    hint="A file, a folder or a symbolic link is where the store needs another thing. "
+                    "Packtrain never follows links inside a store; move it away.",
+                ) from error
+            if number in _AWAY:
+                raise Unavailable(what, hint="Check that the share is mounted and its server answers.") from error
+            if number in _FULL:
+                hint = f"{_free(self._root)} Make room, or use another store."
+            elif number == errno.EROFS:
+                hint = "It is mounted read-only. Mount it for writing, or publish from another machine."
+            else:
+                hint = "Look at the disk: `dmesg` and the file server's log say more."
+            raise LocalDiskError(what, hint=hint) from error
+
+
+def _parts(key: str) -> list[str]:
+    """The names in a key or a prefix. A key that `packtrain.model` cannot have made is a bug, and must not escape."""
+    parts = key.removesuffix("/").split("/") if key else []
+    if not {"", ".", "..", TEMPORARY}.isdisjoint(parts) or "\0" in key:
+        raise ValueError(f"{key!r} is not a key")
+    return parts
+
+
+def _name(key: str) -> str:
+    return _parts(key)[-1]
+
+
+def _keep(opened: ExitStack, file: int) -> int:
+    opened.callback(os.close, file)
+    return file
+
+
+def _lstat(name: str, folder: int) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:  # removed since its folder was read
+        return None
+
+
+def _unless_removed(error: OSError) -> None:
+    if error.errno not in _ABSENT:
+        raise error
+
+
+def _open_or_make(name: str, folder: int) -> int:
+    """A folder in a folder, open; 0755 if it is made here, whatever the umask."""
+    made = False
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o755, dir_fd=folder)
+        made = True
+    file = os.open(name, _FOLDER, dir_fd=folder)
+    if made:
+        os.fchmod(file, stat.S_IMODE(os.fstat(file).st_mode) | 0o755)  # what a parent hands down (setgid) stays
+    return file
+
+
+def _sync(folders: Sequence[int]) -> None:
+    """Makes a new name durable, and every folder on the way to it, whoever made them."""
+    for folder in reversed(folders):
+        os.fsync(folder)
+
+
+def _free(path: Path) -> str:
+    """A sentence about the space that is left."""
+    try:
+        return f"{shutil.disk_usage(path).free / 1e9:.1f} GB are free there."
+    except OSError:
+        return ""

@@ -1,0 +1,229 @@
+"""A store in a bucket, over obstore.
+
+obstore streams, signs, retries and sends conditional puts. What is added here is what its callers must be able to
+rely on: a creation that is never repeated blindly, the exception of a body as it was raised, and errors that say what
+to check. Every request fails when the server is silent for ``stall`` seconds.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import S3Store
+
+from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable
+from packtrain.ports import ObjectInfo
+from packtrain.storage.aws import s3_config
+from packtrain.storage.threads import hand_over, interruptible
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+T = TypeVar("T")
+
+MIB = 1 << 20
+PART = 8 * MIB  # an object up to this size is one request
+MAX_PARTS = 10_000  # S3's limit for one object
+PARTS_AT_ONCE = 4  # with PART: the memory an upload takes
+PIECE = 128 << 10  # bytes that `read` gives at once, at least
+
+STALL = 30.0  # seconds without a byte after which a request has failed
+SENDING = 4  # an answer comes only after a part was sent, so a sender waits this many times longer
+
+# A creation may be repeated only after an answer that says it was not done.
+_NOT_DONE = ("ConditionalRequestConflict", "<Code>SlowDown</Code>", "kind: Connect")
+_PAUSES = (0.1, 0.4, 1.6)  # seconds
+
+
+class ObjectStore:
+    """A `Store` under a prefix of a bucket. `open_s3` makes it.
+
+    ``reader`` and ``writer`` repeat what fails; ``creator`` does not: a put-if-absent whose answer was lost, sent
+    again, would be told that somebody else was first.
+    """
+
+    def __init__(self, url: str, endpoint: str, *, reader: S3Store, writer: S3Store, creator: S3Store) -> None:
+        self._url = url
+        self._endpoint = endpoint
+        self._reader = reader
+        self._writer = writer
+        self._creator = creator
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def get(self, key: str) -> bytes:
+        return self._ask(key, lambda: bytes(obstore.get(self._reader, key).bytes()))
+
+    def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:  # noqa: ARG002
+        if length == 0:
+            if self.head(key) is None:
+                raise self._not_found(key)
+            return
+        span = (start, start + length)
+        answer = self._ask(key, lambda: obstore.get(self._reader, key, options={"range": span}))
+        pieces = answer.stream(min_chunk_size=PIECE)
+        left = length
+        while (piece := self._ask(key, lambda: next(pieces, None))) is not None:
+            left -= len(piece)
+            yield memoryview(piece)
+        if left:
+            raise Unavailable(
+                f"{self.locate(key)} gave {length - left} of {length} bytes from {start}",
+                hint="Something other than Packtrain changed it; `packtrain verify --bytes` checks every object.",
+            )
+
+    def create(self, key: str, data: bytes) -> None:
+        for pause in (*_PAUSES, None):
+            try:
+                self._ask(key, lambda: obstore.put(self._creator, key, data, mode="create", use_multipart=False))
+                return
+            except PacktrainError as error:
+                if pause is None or not any(sign in str(error.__cause__) for sign in _NOT_DONE):
+                    raise
+                time.sleep(pause)
+
+    def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
+        pieces = _exactly(key, body, size)
+        if size <= PART:
+            data = b"".join(pieces)
+            self._ask(key, lambda: obstore.put(self._writer, key, data, use_multipart=False))
+            return
+        part = max(PART, -(-size // MAX_PARTS))
+
+        def send(handed: Iterator[bytes]) -> None:
+            with self._errors(key):
+                obstore.put(self._writer, key, handed, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
+
+        hand_over(pieces, send)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        try:
+            size = self._ask(key, lambda: obstore.head(self._reader, key)["size"])
+        except NotFound:
+            return None
+        return ObjectInfo(key, size)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        pages = obstore.list(self._reader, prefix)
+        while (page := self._ask(prefix, lambda: next(pages, None))) is not None:
+            for entry in page:
+                yield ObjectInfo(entry["path"], entry["size"])
+
+    def children(self, prefix: str) -> Iterator[str]:
+        found = self._ask(prefix, lambda: obstore.list_with_delimiter(self._reader, prefix))
+        for folder in found["common_prefixes"]:
+            yield folder.rpartition("/")[2]
+
+    def locate(self, key: str) -> str:
+        return f"{self._url}/{key}".rstrip("/")
+
+    def _not_found(self, key: str) -> NotFound:
+        return NotFound(f"there is no {self.locate(key)}")
+
+    def _ask(self, key: str, call: Callable[[], T]) -> T:
+        with self._errors(key):
+            return interruptible(call)
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """Turns obstore's errors, which include FileNotFoundError, into ours."""
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise self._explain(error, key) from error
+
+    def _explain(self, error: Exception, key: str) -> PacktrainError:
+        """Our error for one of obstore's, whose text carries the server's answer and the kind of a failure."""
+        text = str(error)
+        place = self.locate(key)
+        status = _first(r"non-2xx status code: (\d+ [A-Za-z ]+)", text)
+        code = _first(r"<Code>(\w+)</Code>", text)
+        answer = " ".join(part for part in (status, code) if part)
+        if code == "NoSuchBucket":
+            return Unavailable(
+                f"there is no bucket for {self._url} at {self._endpoint}",
+                hint="Create the bucket, or correct its name, AWS_ENDPOINT_URL or AWS_REGION.",
+            )
+        if isinstance(error, FileNotFoundError):
+            return self._not_found(key)
+        if isinstance(error, AlreadyExistsError) and code != "ConditionalRequestConflict":
+            return AlreadyExists(f"{place} is there already")
+        if "/latest/api/token" in text or "/latest/meta-data" in text:
+            return Refused(
+                f"no credentials for {self._url} were found",
+                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket "
+                "AWS_SKIP_SIGNATURE=true.",
+            )
+        if code == "RequestTimeTooSkewed":
+            return Refused(f"{place}: {answer}", hint="This machine's clock is wrong. Set it (chrony, ntpd).")
+        if status.startswith(("401", "403")):
+            return Refused(
+                f"{place}: the server refuses: {answer}",
+                hint=f"Check the credentials (AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN, AWS_PROFILE), that they belong to "
+                f"{self._endpoint}, and what they may do in this bucket.",
+            )
+        if status.startswith(("301", "307")) or code in ("AuthorizationHeaderMalformed", "PermanentRedirect"):
+            return Unavailable(f"{place}: {answer}", hint="The bucket is in another region. Set AWS_REGION to it.")
+        if "kind: Connect" in text or "kind: Timeout" in text or "dns error" in text:
+            did = "did not answer in time" if "kind: Timeout" in text else "cannot be reached"
+            return Unavailable(
+                f"{place}: {self._endpoint} {did}",
+                hint="Check AWS_ENDPOINT_URL, the network and proxies, and that the server runs; then try again.",
+            )
+        return Unavailable(
+            f"{place}: {answer or text.partition('Debug source')[0].strip()}",
+            hint=f"Try again. If it stays, look at the logs of {self._endpoint}.",
+        )
+
+
+def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
+    """A store in an S3 bucket, by AWS's environment variables and profiles. Asks nobody yet.
+
+    ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds. Raises UsageError for bad profiles.
+    """
+    config = s3_config()
+    endpoint = config.get("endpoint") or f"https://s3.{config.get('region', 'us-east-1')}.amazonaws.com"
+
+    def connect(silence: float, retries: int) -> S3Store:
+        client: ClientConfig = {
+            "allow_http": endpoint.startswith("http://"),
+            "connect_timeout": timedelta(seconds=min(5.0, silence)),
+            "read_timeout": timedelta(seconds=silence),
+            "timeout": timedelta(hours=24),  # of a whole answer: a stall ends it, not its length
+        }
+        retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * silence)}
+        return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=retry)
+
+    return ObjectStore(
+        f"s3://{bucket}/{prefix}".rstrip("/"),
+        endpoint,
+        reader=connect(stall, retries=5),
+        writer=connect(stall * SENDING, retries=5),
+        creator=connect(stall, retries=0),
+    )
+
+
+def _exactly(key: str, body: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The pieces of a body. Raises ValueError unless they are ``size`` bytes in all."""
+    given = 0
+    for piece in body:
+        given += len(piece)
+        if given > size:
+            break
+        yield bytes(piece)  # a copy only of what its owner may change, because it is sent later
+    if given != size:
+        raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
+
+
+def _first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    return found[1] if found else ""

@@ -1,0 +1,65 @@
+"""A store in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+
+from packtrain.errors import AlreadyExists, NotFound, Unavailable
+from packtrain.ports import ObjectInfo
+
+
+class MemoryStore:
+    """A `Store` whose objects are the ``objects`` of a dictionary, for tests to look at and to damage."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return "memory://store"
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self.objects[key]
+        except KeyError:
+            raise NotFound(f"there is no {self.locate(key)}") from None
+
+    def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        data = memoryview(self.get(key))[start : start + length]
+        for offset in range(0, len(data), len(buffer)):
+            piece = data[offset : offset + len(buffer)]
+            buffer[: len(piece)] = piece
+            yield buffer[: len(piece)]
+        if len(data) != length:
+            raise Unavailable(f"{self.locate(key)} ends early")
+
+    def create(self, key: str, data: bytes) -> None:
+        with self._lock:
+            if key in self.objects:
+                raise AlreadyExists(f"{self.locate(key)} is there already")
+            self.objects[key] = bytes(data)
+
+    def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
+        data = b"".join(bytes(piece) for piece in body)  # a piece may be reused for the next
+        if len(data) != size:
+            raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
+        with self._lock:
+            self.objects[key] = data
+
+    def head(self, key: str) -> ObjectInfo | None:
+        data = self.objects.get(key)
+        return None if data is None else ObjectInfo(key, len(data))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        with self._lock:
+            found = [ObjectInfo(key, len(data)) for key, data in self.objects.items() if key.startswith(prefix)]
+        yield from found
+
+    def children(self, prefix: str) -> Iterator[str]:
+        below = (info.key.removeprefix(prefix) for info in self.list(prefix))
+        yield from {key.partition("/")[0] for key in below if "/" in key}
+
+    def locate(self, key: str) -> str:
+        return f"{self.url}/{key}".rstrip("/")

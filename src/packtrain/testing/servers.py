@@ -1,0 +1,151 @@
+"""Real servers for tests, the demo and the bench, each on free ports in a directory of its caller."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import GenericError
+from obstore.store import S3Store
+
+from packtrain.errors import NotFound, Unavailable
+
+GRPC_OFFSET = 10_000  # weed serves gRPC on each of its ports plus this
+START_TIMEOUT = 60.0  # seconds
+REGION = "us-east-1"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """A running S3 server with one empty bucket."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs in its environment to use the server, and what keeps it from other accounts."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+
+@contextmanager
+def seaweedfs(directory: Path) -> Iterator[S3Server]:
+    """SeaweedFS with its data and its log in ``directory``. Raises Unavailable if it does not come up."""
+    weed = _program("weed")
+    directory.mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = "packtrain", secrets.token_hex(16)
+    master, volume, filer, s3 = _free_ports(4)
+    config = directory / "s3.json"
+    identity = {
+        "name": "packtrain",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config.write_text(json.dumps({"identities": [identity]}))
+    data = directory / "data"
+    data.mkdir(exist_ok=True)
+    log_path = directory / "weed.log"
+    command = [
+        weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
+        "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
+        "-volume.max=50", "-master.volumeSizeLimitMB=2048", "-master.telemetry=false",
+    ]  # fmt: skip
+    server = S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, bucket="packtrain")
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _create_bucket(server, process, log_path)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _create_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Creates the bucket as soon as the server can, and returns when it takes objects."""
+    store = S3Store(
+        server.bucket,
+        endpoint=server.endpoint,
+        access_key_id=server.access_key,
+        secret_access_key=server.secret_key,
+        region=REGION,
+        client_options={"allow_http": True, "timeout": timedelta(seconds=5)},
+        retry_config={"max_retries": 0},
+    )
+    deadline = time.monotonic() + START_TIMEOUT
+    while process.poll() is None and time.monotonic() < deadline:
+        # obstore has no call for it, but CreateBucket is a signed PUT of the bucket's own path.
+        request = urllib.request.Request(  # noqa: S310 - our own server, on loopback
+            obstore.sign(store, "PUT", "", timedelta(minutes=5)), method="PUT"
+        )
+        with suppress(OSError, GenericError):  # not listening yet, or no volume server to write to yet
+            with suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=5):  # noqa: S310
+                pass  # 409 when an earlier round made it
+            obstore.put(store, ".ready", b"ready")
+            obstore.delete(store, ".ready")
+            return
+        time.sleep(0.05)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise Unavailable(f"SeaweedFS did not start within {START_TIMEOUT:.0f} s:\n{tail}", hint=f"Its log is {log}.")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the server's own process group, at once: nobody wants what it holds, and it takes 10 s to say goodbye."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _program(name: str) -> str:
+    """The program beside this interpreter (a virtual environment need not be activated), or on PATH."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise NotFound(f"{name} is not installed", hint="It comes with the development dependencies: make setup.")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, each with its gRPC port. All are held while looking, so they differ."""
+    ports: list[int] = []
+    with ExitStack() as held:
+        while len(ports) < count:
+            port = random.randrange(11_000, 22_000)  # below Linux's ephemeral ports (32768...), its gRPC port too
+            try:
+                for number in (port, port + GRPC_OFFSET):
+                    listener = held.enter_context(socket.socket())
+                    listener.bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            ports.append(port)
+    return ports

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from packtrain.ports import Store
+from packtrain.storage import open_store
+from packtrain.testing.memory_store import MemoryStore
+
+
+@pytest.fixture(params=["directory", "s3", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    if request.param == "s3":
+        server = request.getfixturevalue("s3_environment")
+        return open_store(f"{server.url}/conformance/{uuid.uuid4().hex}")
+    if request.param == "directory":
+        return open_store((tmp_path / "store").as_uri())
+    return MemoryStore()
