@@ -68,17 +68,31 @@ class Lineage:
         """Reads a record whose bytes must have the digest ``expect``. Raises IntegrityError."""
         if Digest.of(data) != expect:
             raise IntegrityError(f"the lineage record {expect} does not hash to its name")
-        value = json.loads(data)
-        if value.pop("schema", None) != SCHEMA:
+        try:
+            value = json.loads(data)
+            schema = value.pop("schema", None)
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
+            raise IntegrityError(f"the lineage record {expect} is not a JSON object") from error
+        if schema != SCHEMA:
             raise IntegrityError(
                 f"the lineage record {expect} has a schema this Packtrain does not read",
                 hint="It was written by another version of Packtrain: upgrade this one.",
             )
         known = {f.name for f in fields(cls)}
         value = {key: entry for key, entry in value.items() if key in known}
-        value["datasets"] = tuple(Dataset(**entry) for entry in value.get("datasets", ()))
-        value["loss_curve"] = tuple((step, loss) for step, loss in value.get("loss_curve", ()))
+        try:
+            value["datasets"] = tuple(Dataset(**entry) for entry in value.get("datasets", ()))
+            value["loss_curve"] = tuple((step, loss) for step, loss in value.get("loss_curve", ()))
+            value["metrics"] = {key: _number(entry) for key, entry in value.get("metrics", {}).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"the lineage record {expect} is not valid: {error}") from error
         return cls(**value)
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
 
 
 def record_key(name: str, digest: Digest) -> str:

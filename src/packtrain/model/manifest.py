@@ -65,17 +65,19 @@ class Base:
     @classmethod
     def from_json(cls, value: Any, *, what: str) -> Base:
         _require(isinstance(value, dict), what, "base is not an object")
-        _require(value.keys() <= {"manifest", "payload", "hub", "revision"}, what, "base has unknown fields")
         _require(all(isinstance(v, str) and v for v in value.values()), what, "base has a bad value")
         for key in ("manifest", "payload"):
             _require(key not in value or is_hex256(value[key]), what, f"base.{key} is not a digest")
-        _require("payload" in value or "hub" in value, what, "base says neither payload nor hub")
+        _require(value.keys() in _BASE_FORMS, what, "base is neither a version, nor local bytes, nor a repository")
         return cls(
             manifest=Digest(value["manifest"]) if "manifest" in value else None,
             payload=Digest(value["payload"]) if "payload" in value else None,
             hub=value.get("hub"),
             revision=value.get("revision"),
         )
+
+
+_BASE_FORMS = ({"manifest", "payload"}, {"payload"}, {"hub"}, {"hub", "revision"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ def unsafe_path(path: str) -> str | None:
         return "holds a backslash or a control character"
     if not path.isprintable():
         return "holds characters that cannot be printed"
-    if path == FILE_NAME:
+    if path.partition("/")[0] == FILE_NAME:
         return "is reserved for the manifest"
     return None
 

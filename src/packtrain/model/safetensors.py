@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
 OWN_CHUNK = 1 * MIB  # a tensor of this size or more starts a chunk of its own
 MAX_HEADER = 100_000_000  # bytes; the reference implementation's limit
+MAX_COUNT = 2**63  # of bytes or elements: also keeps a hostile shape from growing numbers without end
 
 # Bits, because the sub-byte types exist. Source: safetensors `tensor.rs`, enum Dtype.
 DTYPE_BITS = {
@@ -75,8 +75,8 @@ def parse_header(header: bytes, file_size: int) -> Header:
         entries = json.loads(header[8:length].decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"has a header that is not JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise HeaderError("has a header that is not a JSON object")
+    if header[8:9] != b"{":
+        raise HeaderError("has a header that does not begin with {, as a JSON object must here")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise HeaderError("has __metadata__ that is not a map of strings")
@@ -130,6 +130,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key appears twice")
+    "".join(value).encode("utf-8")  # refuses names that are not Unicode (lone surrogates)
     return value
 
 
@@ -139,11 +140,20 @@ def _tensor(name: str, entry: Any, base: int) -> Tensor:
     except (TypeError, KeyError, ValueError) as error:
         raise HeaderError(f"has a header whose entry {name!r} lacks dtype, shape or data_offsets") from error
     numbers = [start, end, *shape] if isinstance(shape, list) else [None]
-    if not all(type(n) is int and n >= 0 for n in numbers):
+    if not all(type(n) is int and 0 <= n < MAX_COUNT for n in numbers):
         raise HeaderError(f"has a header whose entry {name!r} has a bad shape or offset")
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise HeaderError(f"has a tensor {name!r} of unknown dtype {dtype!r}")
-    bits = prod(shape) * DTYPE_BITS[dtype]
+    bits = _elements(name, shape) * DTYPE_BITS[dtype]
     if (end - start) * 8 != bits:
         raise HeaderError(f"has a tensor {name!r} of {end - start} bytes where {dtype}{list(shape)} takes {bits // 8}")
     return Tensor(name=name, dtype=dtype, shape=tuple(shape), start=base + start, end=base + end)
+
+
+def _elements(name: str, shape: list[int]) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+        if count >= MAX_COUNT:
+            raise HeaderError(f"has a tensor {name!r} whose shape has 2**63 elements or more")
+    return count

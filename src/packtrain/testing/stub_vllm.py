@@ -1,0 +1,297 @@
+"""A stand-in for vLLM, for tests and for the demo without engines. It is never an engine: it loads no model.
+
+    python stub_vllm.py serve PATH [vllm serve arguments]
+
+What it has in common with `vllm serve`, so far as starting, watching and stopping it goes:
+
+- the arguments that Packtrain gives, with vLLM's rules for them; others are ignored;
+- the port is taken at once, and listened on only when the model is "loaded": when PATH holds what a model needs;
+- a child process, as vLLM's engine core is, which is left behind if this process is killed;
+- /health, /load, /v1/models, /v1/completions, /v1/chat/completions (without streaming), `system_fingerprint`;
+- SIGTERM and SIGINT end it with 0; with --shutdown-timeout, after the requests in flight.
+
+An answer depends on the question and on the SHA-256 of the weights, so that it shows which version gave it.
+/stub/processes gives the process ids. Knobs, by environment:
+
+    STUB_VLLM_EXIT=N             fail to start, with this exit code
+    STUB_VLLM_LOADING=PATH       not ready while PATH exists
+    STUB_VLLM_ANSWERING=PATH     no completion is answered while PATH exists
+    STUB_VLLM_CRASH=1            kill itself when /health is asked for the second time
+    STUB_VLLM_STUBBORN_CHILD=1   the child ignores SIGTERM, and this process waits for it
+
+It needs nothing but the standard library and runs as a file: `write_executable` makes a command of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+TICK = 0.02  # seconds
+ORPHANED_CHILD_LIVES = 60.0  # seconds; then it ends, so that a failing test leaves nothing for good
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def write_executable(path: Path) -> Path:
+    """Writes the command ``path``, which does what `vllm` would be asked to do, and returns it."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(__file__)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+class CannotServeError(Exception):
+    """A model that vLLM would not load."""
+
+
+class Model:
+    """A name that can be asked for, and the digest of the weights that answer."""
+
+    def __init__(self, name: str, root: str, weights: Sequence[Path], parent: str | None = None) -> None:
+        digest = hashlib.sha256()
+        for path in weights:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        self.name, self.root, self.parent = name, root, parent
+        self.digest = digest.hexdigest()
+
+    def answer(self, prompt: str) -> str:
+        word = hashlib.sha256(f"{self.digest}\n{prompt}".encode()).hexdigest()[:8]
+        return f"weights {self.digest[:12]} say {word}"
+
+
+class Server(ThreadingHTTPServer):
+    """Takes the port when made; listens when activated."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int, fingerprint: str | None, crash: bool) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), Handler, bind_and_activate=False)
+        self.server_bind()
+        self.fingerprint, self.crash = fingerprint, crash
+        self.models: dict[str, Model] = {}
+        self.engine_core = 0
+        self.health_asked = 0
+        self.in_flight = 0
+        self.lock = threading.Lock()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    completions: ClassVar = {"/v1/completions": "text_completion", "/v1/chat/completions": "chat.completion"}
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            self.health()
+        elif self.path == "/load":
+            self.send({"server_load": self.server.in_flight})
+        elif self.path == "/v1/models":
+            models = [
+                {"id": m.name, "object": "model", "owned_by": "stub", "root": m.root, "parent": m.parent}
+                for m in self.server.models.values()
+            ]
+            self.send({"object": "list", "data": models})
+        elif self.path == "/stub/processes":
+            self.send({"server": os.getpid(), "engine_core": self.server.engine_core})
+        else:
+            self.fail(HTTPStatus.NOT_FOUND, "Not Found")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path not in self.completions:
+            self.fail(HTTPStatus.NOT_FOUND, "Not Found")
+            return
+        with self.server.lock:
+            self.server.in_flight += 1
+        try:
+            wait_while_exists(os.environ.get("STUB_VLLM_ANSWERING"))
+            self.complete(json.loads(body))
+        except (ValueError, KeyError, TypeError) as error:
+            self.fail(HTTPStatus.BAD_REQUEST, f"not a request: {error!r}")
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def health(self) -> None:
+        with self.server.lock:
+            self.server.health_asked += 1
+        if self.server.crash and self.server.health_asked > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def complete(self, request: dict[str, Any]) -> None:
+        model = self.server.models.get(request["model"])
+        if model is None:
+            self.fail(HTTPStatus.NOT_FOUND, f"The model `{request['model']}` does not exist.")
+            return
+        if request.get("stream"):
+            self.fail(HTTPStatus.BAD_REQUEST, "the stand-in does not stream")
+            return
+        chat = self.path == "/v1/chat/completions"
+        text = model.answer(json.dumps(request["messages" if chat else "prompt"]))
+        said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        self.send(
+            {
+                "id": f"cmpl-{time.monotonic_ns()}",
+                "object": self.completions[self.path],
+                "created": int(time.time()),
+                "model": model.name,
+                "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None, **said}],
+                "system_fingerprint": self.server.fingerprint,
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            }
+        )
+
+    def send(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def fail(self, status: HTTPStatus, message: str) -> None:
+        self.send({"error": {"message": message, "type": status.phrase, "code": status.value}}, status)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        print(f"stub_vllm: {format % args}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str]) -> int:
+    if arguments == ["engine-core"]:
+        return engine_core()
+    wanted = parse(arguments)
+    if "STUB_VLLM_EXIT" in os.environ:
+        print("stub_vllm: told to fail", file=sys.stderr)
+        return int(os.environ["STUB_VLLM_EXIT"])
+    try:
+        return serve(wanted)
+    except (CannotServeError, OSError) as error:
+        print(f"stub_vllm: {error}", file=sys.stderr)
+        return 1
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="stub_vllm")
+    serve = parser.add_subparsers(required=True).add_parser("serve")
+    serve.add_argument("model")
+    serve.add_argument("--served-model-name", nargs="+")
+    serve.add_argument("--host", default="")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--revision")
+    serve.add_argument("--fingerprint-mode", choices=["full", "hash", "custom", "none"], default="full")
+    serve.add_argument("--fingerprint-value")
+    serve.add_argument("--enable-lora", action="store_true")
+    serve.add_argument("--max-lora-rank", type=int, choices=LORA_RANKS, default=16)
+    serve.add_argument("--lora-modules", nargs="+", default=[])
+    serve.add_argument("--shutdown-timeout", type=int, default=0)
+    return parser.parse_known_args(arguments)[0]
+
+
+def serve(wanted: argparse.Namespace) -> int:
+    told_to_stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: told_to_stop.set())
+
+    fingerprint = {"custom": wanted.fingerprint_value, "none": None}.get(wanted.fingerprint_mode, "stub-vllm")
+    server = Server(wanted.host, wanted.port, fingerprint, crash="STUB_VLLM_CRASH" in os.environ)
+    server.models = {model.name: model for model in load(wanted)}
+    child = subprocess.Popen([sys.executable, __file__, "engine-core"])
+    server.engine_core = child.pid
+    wait_while_exists(os.environ.get("STUB_VLLM_LOADING"), unless=told_to_stop)
+
+    if not told_to_stop.is_set():
+        server.server_activate()
+        threading.Thread(target=server.serve_forever, args=(TICK,), daemon=True).start()
+        told_to_stop.wait()
+        drained_by = time.monotonic() + wanted.shutdown_timeout
+        while server.in_flight and time.monotonic() < drained_by:
+            time.sleep(TICK)
+    server.server_close()
+    child.terminate()
+    child.wait()
+    return 0
+
+
+def load(wanted: argparse.Namespace) -> list[Model]:
+    """The base under each of its names, and the adapters. Raises CannotServeError."""
+    root = Path(wanted.model)
+    weights = base_weights(root)
+    names = wanted.served_model_name or [wanted.model]
+    models = [Model(name, wanted.model, weights) for name in names]
+    for module in wanted.lora_modules:
+        name, _, path = module.partition("=")
+        if module.startswith("{"):
+            name, path = (json.loads(module)[key] for key in ("name", "path"))
+        models.append(Model(name, path, [*weights, adapter_weights(Path(path), wanted)], parent=names[0]))
+    return models
+
+
+def base_weights(root: Path) -> list[Path]:
+    if not (root / "config.json").is_file():
+        raise CannotServeError(f"{root} has no config.json")
+    if not any((root / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise CannotServeError(f"{root} has no tokenizer")
+    index = root / "model.safetensors.index.json"
+    if index.is_file():
+        weights = [root / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        weights = sorted(root.glob("*.safetensors"))
+    if not weights or not all(path.is_file() for path in weights):
+        raise CannotServeError(f"{root} lacks weights")
+    return weights
+
+
+def adapter_weights(path: Path, wanted: argparse.Namespace) -> Path:
+    if not wanted.enable_lora:
+        raise CannotServeError("--lora-modules without --enable-lora")
+    try:
+        rank = json.loads((path / "adapter_config.json").read_text())["r"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CannotServeError(f"{path} is not an adapter: {error!r}") from error
+    if rank > wanted.max_lora_rank:
+        raise CannotServeError(f"LoRA rank {rank} is greater than max_lora_rank {wanted.max_lora_rank}")
+    weights = path / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise CannotServeError(f"{path} has no adapter_model.safetensors")
+    return weights
+
+
+def engine_core() -> int:
+    """The child. Like vLLM's, it does not hear Ctrl-C itself, and does not end with a parent that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "STUB_VLLM_STUBBORN_CHILD" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    time.sleep(ORPHANED_CHILD_LIVES)
+    return 0
+
+
+def wait_while_exists(path: str | None, unless: threading.Event | None = None) -> None:
+    while path and Path(path).exists() and not (unless and unless.is_set()):
+        time.sleep(TICK)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
