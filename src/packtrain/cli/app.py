@@ -96,9 +96,10 @@ def publish(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """Make a directory that LLaMA-Factory wrote a version of a registered model.
+    """Publish a directory as a new version.
 
-    It is checked, hashed, uploaded and only then named. Interrupted, the same command goes on where it was.
+    DIR is what LLaMA-Factory wrote: a merged model or an adapter. It is checked, hashed, uploaded and only then
+    named. Interrupted, the same command goes on where it was.
 
     Example: packtrain publish output/merged --name llama-finetuned --alias staging --training-config sft.yaml
     """
@@ -133,9 +134,9 @@ def export(
     llamafactory: LlamaFactory = None,
     json: Json = False,
 ) -> None:
-    """Merge with LLaMA-Factory, then publish the result with its lineage.
+    """Merge with LLaMA-Factory, then publish.
 
-    Runs `llamafactory-cli export YAML` and publishes its export_dir.
+    Runs `llamafactory-cli export YAML` and publishes its export_dir with the lineage that the YAML gives.
 
     Example: packtrain export merge.yaml --name llama-finetuned --training-config sft.yaml
     """
@@ -187,9 +188,10 @@ def rollback(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """Point an alias back at the version that was promoted before the current one.
+    """Point an alias back at where it was before.
 
-    A second rollback goes further back, never to and fro. Archived versions are skipped.
+    That is the version promoted before the current one. A second rollback goes further back, never to and fro.
+    Archived versions are skipped.
 
     Example: packtrain rollback llama-finetuned --reason "answers in the wrong language"
     """
@@ -227,9 +229,10 @@ def pull(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """Fetch a version and print the path of its complete, verified, read-only directory.
+    """Fetch a version and print its directory.
 
-    Nothing else is printed on stdout, so that scripts can use it. A second pull finds it at once.
+    The directory is complete, verified and read-only. Nothing else is printed on stdout, so that scripts can
+    use it. A second pull finds it at once.
 
     Example: vllm serve "$(packtrain pull llama-finetuned@production)"
     """
@@ -246,9 +249,9 @@ def url(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """Print the immutable URL of a version's directory in the store.
+    """Print a version's URL in the store.
 
-    For vLLM's own s3:// streaming, and for any other tool.
+    It never changes. For vLLM's own s3:// streaming, and for any other tool.
 
     Example: packtrain url llama-finetuned@production
     """
@@ -304,7 +307,7 @@ def models(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """List versions with their aliases, loss, accuracy, datasets, kind and size.
+    """List versions with aliases, losses and sizes.
 
     Example: packtrain models llama-finetuned
     """
@@ -321,7 +324,7 @@ def show(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """Show one version: what it is, where it is and where it came from.
+    """Show one version and where it came from.
 
     Example: packtrain show llama-finetuned@production
     """
@@ -342,7 +345,7 @@ def history(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """Show everything that happened to a registered model, and who did it.
+    """Show what happened to a model, and who did it.
 
     Example: packtrain history llama-finetuned
     """
@@ -359,7 +362,7 @@ def verify(
     actor: Actor = None,
     json: Json = False,
 ) -> None:
-    """Check that everything the registry names is there and is what it was.
+    """Check that all is there and unchanged.
 
     Walks the ledger's chain, the records and the manifests. Names the first thing that does not hold; exit code 6.
 

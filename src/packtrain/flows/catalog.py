@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from packtrain.errors import NotFound
 from packtrain.model.ledger import Event
 from packtrain.model.lineage import Lineage, record_key
-from packtrain.model.reference import Reference
+from packtrain.model.reference import Reference, check_name
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Registry, Store
 
@@ -25,10 +25,12 @@ class Entry:
 
 
 def models(store: Store, registry: Registry, name: str | None = None) -> list[Entry]:
-    """Every version of every registered model (or of one), by name and newest first."""
-    names = [name] if name else registry.names()
+    """Every version of every registered model (or of one), by name and newest first. Raises NotFound."""
+    names = [check_name(name)] if name else registry.names()
     with ThreadPoolExecutor(_READERS) as pool:
         states = [log.state for log in pool.map(registry.read, names)]
+        if name and not states[0].versions:
+            raise _no_model(name)
         versions = [(state, state.versions[n]) for state in states for n in sorted(state.versions, reverse=True)]
         lineages = pool.map(lambda pair: read_lineage(store, pair[1]), versions)
         return [
@@ -46,9 +48,9 @@ def show(store: Store, registry: Registry, reference: Reference) -> Entry:
 
 def history(registry: Registry, name: str) -> list[Event]:
     """Everything that happened to a registered model, oldest first. Raises NotFound."""
-    log = registry.read(name)
+    log = registry.read(check_name(name))
     if not log.events:
-        raise NotFound(f"there is no registered model {name}", hint="packtrain models lists what exists.")
+        raise _no_model(name)
     return log.events
 
 
@@ -62,3 +64,7 @@ def read_lineage(store: Store, version: ModelVersion) -> Lineage | None:
     if version.lineage is None:
         return None
     return Lineage.decode(store.get(record_key(version.name, version.lineage)), expect=version.lineage)
+
+
+def _no_model(name: str) -> NotFound:
+    return NotFound(f"there is no registered model {name}", hint="packtrain models lists what exists.")
