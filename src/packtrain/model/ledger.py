@@ -21,20 +21,23 @@ Actions of schema 1, with their details:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from packtrain.errors import Conflict, IntegrityError, NotFound, Refused
+from packtrain.errors import Conflict, IntegrityError, NotFound, Refused, UsageError
 from packtrain.model import canonical
 from packtrain.model.digest import Digest, is_hex256
 from packtrain.model.manifest import KINDS, Manifest
-from packtrain.model.reference import Reference, check_alias
+from packtrain.model.reference import Reference, check_alias, check_name
 from packtrain.model.version import BaseVersion, ModelVersion
 
 SCHEMA = "packtrain.ledger/1"
 GENESIS = "0" * 64  # what the first event names as the one before it
+
+_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 
 
 def event_key(name: str, sequence: int) -> str:
@@ -101,6 +104,7 @@ class Event:
             value.keys() != _EVENT_FIELDS
             or not all(isinstance(text, str) and text for text in texts)
             or not is_hex256(value["previous"])
+            or not _TIMESTAMP.fullmatch(value["time"])
             or type(value["seq"]) is not int
             or not isinstance(value["details"], dict)
         ):
@@ -157,7 +161,7 @@ class State:
             if not self.versions[number].archived:
                 return self.versions[number]
         raise NotFound(
-            f"{self.name} has no version",
+            f"{self.name} has no version" + (" that is not archived" if self.versions else ""),
             hint=f"Publish one: packtrain publish DIR --name {self.name}   (packtrain models lists what exists)",
         )
 
@@ -330,8 +334,9 @@ class Log:
         return self.state.name
 
     def draft(self, draft: Draft, *, nonce: str, time: str, actor: str) -> Event:
-        """The event that would extend this log."""
-        return Event(
+        """The event that would extend this log. Raises UsageError if it would not, so that nothing is ever written
+        that every reader refuses."""
+        event = Event(
             name=self.name,
             sequence=len(self.events) + 1,
             previous=self.head,
@@ -341,6 +346,15 @@ class Log:
             action=draft.action,
             details=draft.details,
         )
+        what = f"the next event of the ledger of {self.name}"
+        try:
+            _fold(self.state, Event.decode(event.encode(), what=what), what)
+        except (ValueError, IntegrityError) as error:
+            raise UsageError(
+                f"{draft.action} by {actor!r} cannot be written into the ledger of {self.name}: {error}",
+                hint="Check the texts that were given: the actor must not be empty, and all must be valid Unicode.",
+            ) from error
+        return event
 
     def extend(self, data: bytes) -> Event:
         sequence = len(self.events) + 1
@@ -372,13 +386,15 @@ def _fold(state: State, event: Event, what: str) -> State:
         )
     try:
         return apply(state, event)
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise IntegrityError(f"{what} ({event.action}) is not valid: it lacks {error}") from error
+    except (TypeError, ValueError, UsageError) as error:
         raise IntegrityError(f"{what} ({event.action}) is not valid: {error}") from error
 
 
 def _begin(state: State, event: Event) -> State:
     d = event.details
-    opened = OpenPublish(Digest(_hex(d["digest"])), _text(d["lease_until"]), event.sequence)
+    opened = OpenPublish(Digest(d["digest"]), _moment(d["lease_until"]), event.sequence)
     before = state.publishes.get(_text(d["publish_id"]))
     if before and before.digest != opened.digest:
         raise ValueError("it renews a publish of another digest")
@@ -387,7 +403,7 @@ def _begin(state: State, event: Event) -> State:
 
 def _attached(state: State, event: Event) -> State:
     d = event.details
-    digest, record = Digest(_hex(d["digest"])), Digest(_hex(d["sha256"]))
+    digest, record = Digest(d["digest"]), Digest(d["sha256"])
     records = {**state.records, digest: {**state.records.get(digest, {}), _text(d["kind"]): record}}
     versions = dict(state.versions)
     if d["kind"] == "lineage":
@@ -399,32 +415,35 @@ def _attached(state: State, event: Event) -> State:
 
 def _created(state: State, event: Event) -> State:
     d = event.details
-    number, digest = _version_number(d["version"]), Digest(_hex(d["digest"]))
+    number, digest = _version_number(d["version"]), Digest(d["digest"])
     if number != max(state.versions, default=0) + 1:
         raise ValueError(f"it creates version {number} out of order")
     publish = state.publishes.get(d["publish_id"])
     if publish is None or publish.digest != digest:
         raise ValueError("no publish.begin of this digest came before it")
-    if d["kind"] not in KINDS or type(d["size"]) is not int:
-        raise ValueError("its kind or size is not valid")
-    base = d.get("base")
+    if d["kind"] not in KINDS or type(d["size"]) is not int or d["size"] < 0 or d.get("code", True) is not True:
+        raise ValueError("its kind, size or code is not valid")
+    if "base" in d and d["kind"] != "adapter":
+        raise ValueError("only an adapter has a base")
     version = ModelVersion(
         name=state.name,
         number=number,
         digest=digest,
-        payload=Digest(_hex(d["payload"])),
+        payload=Digest(d["payload"]),
         kind=d["kind"],
         size=d["size"],
         created=event.time,
         actor=event.actor,
-        code=d.get("code") is True,
-        base=BaseVersion(_text(base["name"]), _version_number(base["version"]), Digest(_hex(base["digest"])))
-        if base
-        else None,
+        code="code" in d,
+        base=_base(d["base"]) if "base" in d else None,
         lineage=state.records.get(digest, {}).get("lineage"),
     )
     publishes = {key: value for key, value in state.publishes.items() if key != d["publish_id"]}
     return replace(state, versions={**state.versions, number: version}, publishes=publishes)
+
+
+def _base(value: Any) -> BaseVersion:
+    return BaseVersion(check_name(_text(value["name"])), _version_number(value["version"]), Digest(value["digest"]))
 
 
 def _promoted(state: State, event: Event) -> State:
@@ -444,8 +463,10 @@ def _rolled_back(state: State, event: Event) -> State:
 def _move(state: State, event: Event) -> tuple[str, int]:
     d = event.details
     alias, target = check_alias(_text(d["alias"])), _version_number(d["to"])
-    if d["from"] != state.current(alias):
-        raise ValueError(f"it moves {alias!r} from {d['from']}, but it was at {state.current(alias)}")
+    current = state.current(alias)
+    if d["from"] != current or isinstance(d["from"], bool) or target == current:
+        raise ValueError(f"it moves {alias!r} from {d['from']!r} to {target}, but it was at {current}")
+    _reason(d)
     if target not in state.versions or state.versions[target].archived:
         raise ValueError(f"it moves {alias!r} to version {target}, which does not exist or is archived")
     return alias, target
@@ -453,15 +474,16 @@ def _move(state: State, event: Event) -> tuple[str, int]:
 
 def _archived(state: State, event: Event) -> State:
     number = _version_number(event.details["version"])
-    if state.aliases_of(number):
-        raise ValueError("it archives a version that an alias points at")
+    if state.aliases_of(number) or state.versions[number].archived:
+        raise ValueError("it archives a version that an alias points at, or that is archived already")
+    _reason(event.details)
     version = replace(state.versions[number], archived=True)
     return replace(state, versions={**state.versions, number: version})
 
 
 def _referenced(state: State, event: Event) -> State:
     d = event.details
-    base, adapter = Digest(_hex(d["base"])), (_text(d["name"]), Digest(_hex(d["digest"])))
+    base, adapter = Digest(d["base"]), (check_name(_text(d["name"])), Digest(d["digest"]))
     if not any(v.digest == base and not v.archived for v in state.versions.values()):
         raise ValueError("it references a version that does not exist or is archived")
     references = {**state.references, base: state.references.get(base, frozenset()) | {adapter}}
@@ -479,12 +501,6 @@ _ACTIONS: dict[str, Callable[[State, Event], State]] = {
 }
 
 
-def _hex(value: Any) -> str:
-    if not is_hex256(value):
-        raise ValueError(f"{value!r} is not a digest")
-    return str(value)
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is not a text")
@@ -495,3 +511,14 @@ def _version_number(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{value!r} is not a version number")
     return value
+
+
+def _moment(value: Any) -> str:
+    if not _TIMESTAMP.fullmatch(_text(value)):
+        raise ValueError(f"{value!r} is not a timestamp")
+    return str(value)
+
+
+def _reason(details: Mapping[str, Any]) -> None:
+    if details["reason"] != "":
+        _text(details["reason"])

@@ -70,29 +70,25 @@ class Lineage:
             raise IntegrityError(f"the lineage record {expect} does not hash to its name")
         try:
             value = json.loads(data)
-            schema = value.pop("schema", None)
-        except (ValueError, RecursionError, AttributeError, TypeError) as error:
-            raise IntegrityError(f"the lineage record {expect} is not a JSON object") from error
-        if schema != SCHEMA:
-            raise IntegrityError(
-                f"the lineage record {expect} has a schema this Packtrain does not read",
-                hint="It was written by another version of Packtrain: upgrade this one.",
-            )
+            if value.get("schema") == SCHEMA:
+                return cls._from_json(value)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"the lineage record {expect} is not valid: {error}") from error
+        raise IntegrityError(
+            f"the lineage record {expect} has a schema this Packtrain does not read",
+            hint="It was written by another version of Packtrain: upgrade this one.",
+        )
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> Lineage:
         known = {f.name for f in fields(cls)}
         value = {key: entry for key, entry in value.items() if key in known}
-        try:
-            value["datasets"] = tuple(Dataset(**entry) for entry in value.get("datasets", ()))
-            value["loss_curve"] = tuple((step, loss) for step, loss in value.get("loss_curve", ()))
-            value["metrics"] = {key: _number(entry) for key, entry in value.get("metrics", {}).items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"the lineage record {expect} is not valid: {error}") from error
+        value["datasets"] = tuple(Dataset(**entry) for entry in value.get("datasets", ()))
+        value["loss_curve"] = tuple((step, loss) for step, loss in value.get("loss_curve", ()))
+        for key, number in value.get("metrics", {}).items():
+            if type(number) not in (int, float):
+                raise ValueError(f"the metric {key} is not a number")
         return cls(**value)
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
 
 
 def record_key(name: str, digest: Digest) -> str:

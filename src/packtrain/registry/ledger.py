@@ -38,7 +38,7 @@ class LedgerRegistry:
         self._jitter = Random()
 
     def names(self) -> list[str]:
-        names = sorted(self._store.children("ledger/"))
+        names = sorted({*self._store.children("ledger/"), *self._seen.names()})  # a ledger that is gone is missed
         with ThreadPoolExecutor(_READERS) as pool:
             logs = pool.map(self.read, names)
             return [name for name, log in zip(names, logs, strict=True) if log.state.versions]
@@ -78,16 +78,16 @@ class LedgerRegistry:
         )
 
     def audit(self, name: str) -> Log:
+        seen = self._seen.load(name)  # first: what others see meanwhile may be newer than what is fetched
         log = Log(name)
         self._fetch(log)
-        seen = self._seen.load(name)
         if len(seen.events) > len(log.events) or any(
             mine != theirs for mine, theirs in zip(seen.events, log.events, strict=False)
         ):
             self._require_head(seen)
             raise IntegrityError(
                 f"the ledger of {name} was rewritten: it is not the one that this machine has seen",
-                hint="Restore the ledger folder from a backup.",
+                hint=self._remedy(name),
             )
         return log
 
@@ -97,11 +97,8 @@ class LedgerRegistry:
         key = event_key(event.name, event.sequence)
         try:
             self._store.create(key, data)
-        except AlreadyExists:
-            # Ours, if the response to an earlier attempt was lost inside the store's client: the nonce tells.
-            if self._store.get(key) != data:
-                return False
-        except Unavailable as error:
+        except (AlreadyExists, Unavailable) as error:
+            # It may be ours all the same, if only the answer was lost: the nonce tells.
             try:
                 landed = self._store.get(key)
             except (NotFound, Unavailable):
@@ -150,13 +147,19 @@ class LedgerRegistry:
         except NotFound:
             raise IntegrityError(
                 f"the ledger of {log.name} was truncated: {what} is gone",
-                hint="Restore the ledger folder from a backup. Nothing is promoted or pulled from it until then.",
+                hint=self._remedy(log.name),
             ) from None
         if data != log.events[-1].encode():
             raise IntegrityError(
                 f"the ledger of {log.name} was rewritten: {what} is now another",
-                hint="Restore the ledger folder from a backup. Nothing is promoted or pulled from it until then.",
+                hint=self._remedy(log.name),
             )
+
+    def _remedy(self, name: str) -> str:
+        return (
+            "Restore the ledger folder from a backup; nothing is promoted or pulled from it until then. "
+            f"If it was started anew on purpose, remove {self._seen.path(name)}."
+        )
 
 
 def _sequence(file_name: str) -> int:
