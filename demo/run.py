@@ -131,31 +131,33 @@ def set_up(*, real: bool) -> dict[str, str]:
 
 
 def train(version: str, *, real: bool, environment: dict[str, str]) -> None:
-    config = f"demo/sft-{version}.yaml"
     if not real:
         adapter, merged = DEMO / version / "adapter", DEMO / version / "merged"
         write_adapter(adapter, DEMO / "base", seed=int(version[1:]))
         write_merged(merged, DEMO / "base", seed=int(version[1:]))
         say(f"made a tiny adapter and its merge in {(DEMO / version).relative_to(ROOT)} (no training: ENGINE=none)")
         return
-    command = [environment["PACKTRAIN_LLAMAFACTORY"], "train", config]
-    show("llamafactory-cli", "train", config)
-    log = DEMO / f"train-{version}.log"
-    with console.status(f"training (its output: {log.relative_to(ROOT)})"), log.open("wb") as output:
+    llamafactory("train", f"demo/sft-{version}.yaml", environment=environment)
+
+
+def publish(version: str, *, real: bool, environment: dict[str, str]) -> None:
+    if real:
+        llamafactory("export", f"demo/merge-{version}.yaml", environment=environment)
+    lineage = ["--training-config", f"demo/sft-{version}.yaml", "--training-dir", f".demo/{version}/adapter"]
+    packtrain("publish", f".demo/{version}/merged", "--name", NAME, *lineage, environment=environment)
+
+
+def llamafactory(action: str, config: str, *, environment: dict[str, str]) -> None:
+    show("llamafactory-cli", action, config)
+    log = DEMO / f"{action}-{Path(config).stem}.log"
+    with console.status(f"LLaMA-Factory is at work (its output: {log.relative_to(ROOT)})"), log.open("wb") as output:
+        command = [environment["PACKTRAIN_LLAMAFACTORY"], action, config]
         started = time.monotonic()
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise DemoError(f"LLaMA-Factory ended with {code}:\n{tail}")
-    say(f"trained in {time.monotonic() - started:.0f} s")
-
-
-def publish(version: str, *, real: bool, environment: dict[str, str]) -> None:
-    lineage = ["--training-config", f"demo/sft-{version}.yaml", "--training-dir", f".demo/{version}/adapter"]
-    if real:
-        packtrain("export", f"demo/merge-{version}.yaml", "--name", NAME, *lineage, environment=environment)
-    else:
-        packtrain("publish", f".demo/{version}/merged", "--name", NAME, *lineage, environment=environment)
+    say(f"done in {time.monotonic() - started:.0f} s")
 
 
 def serve_and_ask(environment: dict[str, str]) -> str:
@@ -186,8 +188,8 @@ def serving(environment: dict[str, str]) -> Iterator[int]:
         with console.status(f"vLLM is starting (its output: {log.relative_to(ROOT)})"):
             wait_until_ready(port, server, log)
         for line in log.read_text(errors="replace").splitlines():
-            if line.startswith("packtrain: ") or "serving" in line[:10]:
-                say(line)
+            if line.startswith("packtrain: "):  # the rest is vLLM's own
+                say(line.removeprefix("packtrain: ").replace(f"{ROOT}/", ""))
         yield port
     finally:
         server.terminate()
