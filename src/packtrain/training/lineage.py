@@ -56,7 +56,7 @@ _TOOLS = {"PEFT": "peft", "Transformers": "transformers", "Pytorch": "torch", "D
           "Tokenizers": "tokenizers"}  # fmt: skip
 _TOOL_LINE = re.compile(rf"^- ({'|'.join(_TOOLS)}):? (\d[\w.+-]*)\s*$", re.MULTILINE)
 _SECRET_KEY = re.compile(
-    r"(^|[_-])(token|api_?key|access_?key|private_?key|password|passwd|secret|credentials?)$", re.I
+    r"(^|[_-])(token|api_?key|access_?key|private_?key|password|passwd|secret|credentials?|webhook(_url)?)$", re.I
 )
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|(?<=://)[^/\s@]+(?=@)")
 
