@@ -26,12 +26,17 @@ _OWN = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
 
 
 def s3_config() -> S3Config:
-    """What to give to obstore beyond what it finds in the environment. Raises UsageError for a profile that does not
-    exist or whose credentials must be fetched first."""
+    """What to give to obstore beyond what it finds in the environment. Raises UsageError for an endpoint that is no
+    URL, and for a profile that does not exist or whose credentials must be fetched first."""
     profile = _profile()
     config: S3Config = {}
     endpoint = _variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") or profile.get("endpoint_url")
     if endpoint:
+        if not endpoint.startswith(("http://", "https://")):
+            raise UsageError(
+                f"the S3 endpoint {endpoint!r} is not a URL",
+                hint="AWS_ENDPOINT_URL or endpoint_url of the AWS profile looks like https://minio.example.com:9000.",
+            )
         config["endpoint"] = endpoint.rstrip("/")
     region = _variable("AWS_REGION", "AWS_DEFAULT_REGION") or profile.get("region")
     if region:

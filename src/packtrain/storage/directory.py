@@ -29,7 +29,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _OBJECT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not block; it is no object either
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
-_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # nothing there; a file or a symbolic link where a folder must be
+# Nothing is there, a file or a symbolic link is where a folder must be, or a socket where an object must be.
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 _IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
@@ -258,7 +259,8 @@ def _parts(key: str) -> list[str]:
 
 
 def _name(key: str) -> str:
-    return _parts(key)[-1]
+    *_, name = _parts(key)
+    return name
 
 
 def _keep(opened: ExitStack, file: int) -> int:

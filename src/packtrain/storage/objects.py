@@ -18,7 +18,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
-from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable
+from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable, UsageError
 from packtrain.ports import ObjectInfo
 from packtrain.storage.aws import s3_config
 from packtrain.storage.threads import hand_over, interruptible
@@ -34,12 +34,12 @@ MAX_PARTS = 10_000  # S3's limit for one object
 PARTS_AT_ONCE = 4  # with PART: the memory an upload takes
 PIECE = 128 << 10  # bytes that `read` gives at once, at least
 
-STALL = 30.0  # seconds without a byte after which a request has failed
+STALL = 30.0  # seconds without a byte after which a request has failed; for twice that long it is repeated
 SENDING = 4  # an answer comes only after a part was sent, so a sender waits this many times longer
 
-# A creation may be repeated only after an answer that says it was not done.
+# A creation may be repeated only after a failure that says that it was not done.
 _NOT_DONE = ("ConditionalRequestConflict", "<Code>SlowDown</Code>", "kind: Connect")
-_PAUSES = (0.1, 0.4, 1.6)  # seconds
+PAUSES = (0.1, 0.4, 1.6)  # seconds before each repetition
 
 
 class ObjectStore:
@@ -82,7 +82,7 @@ class ObjectStore:
             )
 
     def create(self, key: str, data: bytes) -> None:
-        for pause in (*_PAUSES, None):
+        for pause in (*PAUSES, None):
             try:
                 self._ask(key, lambda: obstore.put(self._creator, key, data, mode="create", use_multipart=False))
                 return
@@ -171,8 +171,10 @@ class ObjectStore:
                 hint=f"Check the credentials (AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN, AWS_PROFILE), that they belong to "
                 f"{self._endpoint}, and what they may do in this bucket.",
             )
-        if status.startswith(("301", "307")) or code in ("AuthorizationHeaderMalformed", "PermanentRedirect"):
-            return Unavailable(f"{place}: {answer}", hint="The bucket is in another region. Set AWS_REGION to it.")
+        if "redirect without LOCATION" in text or code == "AuthorizationHeaderMalformed":
+            return Unavailable(
+                f"{place}: the server sends us elsewhere", hint="The bucket is in another region. Set AWS_REGION to it."
+            )
         if "kind: Connect" in text or "kind: Timeout" in text or "dns error" in text:
             did = "did not answer in time" if "kind: Timeout" in text else "cannot be reached"
             return Unavailable(
@@ -188,7 +190,7 @@ class ObjectStore:
 def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
     """A store in an S3 bucket, by AWS's environment variables and profiles. Asks nobody yet.
 
-    ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds. Raises UsageError for bad profiles.
+    ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds. Raises UsageError for bad settings.
     """
     config = s3_config()
     endpoint = config.get("endpoint") or f"https://s3.{config.get('region', 'us-east-1')}.amazonaws.com"
@@ -200,8 +202,12 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
             "read_timeout": timedelta(seconds=silence),
             "timeout": timedelta(hours=24),  # of a whole answer: a stall ends it, not its length
         }
-        retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * silence)}
-        return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=retry)
+        retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * stall)}
+        try:
+            return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=retry)
+        except (BaseError, ValueError) as error:
+            what = _first(r"(.*)", str(error))
+            raise UsageError(f"the settings for S3 make no sense: {what}", hint="Check the AWS_* variables.") from error
 
     return ObjectStore(
         f"s3://{bucket}/{prefix}".rstrip("/"),
