@@ -18,7 +18,7 @@ MAX_INTEGER = 2**53 - 1
 def encode(value: Any) -> bytes:
     """The canonical bytes of a value of dicts, lists, strings, integers, booleans and None.
 
-    Raises ValueError for anything else: it is a bug in the caller, not in somebody's data.
+    Raises ValueError or TypeError for anything else: it is a bug in the caller, not in somebody's data.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     data = text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, a ValueError
