@@ -1,62 +1,48 @@
-"""The command line: `packtrain`."""
+"""The command line: `packtrain`.
+
+main        runs a command, and ends the process with its documented exit code
+app         the commands, in the order of the job
+session     what every command is given: its settings, its `Client`, where its result goes
+helptext    how help is laid out
+progress    how long work goes, on stderr
+text        results for people
+documents   results for programs
+failure     what is said when a command fails
+terminal    the last step before stdout and stderr
+"""
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
-import traceback
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from packtrain.errors import PacktrainError
+from typing import NoReturn
 
 __all__ = ["main"]
 
 
 def main() -> NoReturn:
-    """Runs a command and ends the process with its documented exit code. No traceback reaches the user."""
-    from packtrain.cli.app import app
-    from packtrain.errors import INTERRUPTED, PacktrainError, exit_code
+    """The program. Whatever happens, it ends with a documented exit code and without a traceback on the terminal."""
+    sys.exit(_run(sys.argv[1:] or ["--help"]))
 
-    as_json = "--json" in sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command. Only what an error needs is imported when there is one."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    signal.signal(signal.SIGTERM, _terminated)
+    as_json = "--json" in own
     try:
-        code = app(standalone_mode=False) or 0
-    except PacktrainError as error:
-        _say_error(error, as_json)
-        code = exit_code(error)
+        from packtrain.cli.app import run_command
+
+        return run_command(arguments)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        from packtrain.cli import terminal
+
+        terminal.abandon_stdout()
+        return 0
     except KeyboardInterrupt:
-        print("interrupted: running the same command again continues where it was", file=sys.stderr)
-        code = INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not complain again
-        code = 0
-    except Exception as error:  # noqa: BLE001 - the last resort: a bug of ours must not show a traceback
-        code = _library_exit(error)
-    sys.exit(code)
+        from packtrain.cli import failure
 
+        return failure.interrupted(as_json=as_json)
+    except Exception as error:  # noqa: BLE001 - the last resort: what we did not foresee is our bug, and said as such
+        from packtrain.cli import failure
 
-def _say_error(error: PacktrainError, as_json: bool) -> None:
-    from packtrain.cli.render import error_as_json, error_as_text
-
-    if as_json:
-        print(error_as_json(error))
-    print(error_as_text(error), file=sys.stderr)
-
-
-def _library_exit(error: Exception) -> int:
-    """Click's own refusals (usage, exit, abort) as they are; anything else is a bug."""
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's ClickException: unknown options and so on
-        error.show()
-        return int(error.exit_code)
-    if hasattr(error, "exit_code"):  # click's Exit
-        return int(error.exit_code)
-    if type(error).__name__ == "Abort":
-        return 130
-    from packtrain.errors import INTERNAL_ERROR
-
-    with tempfile.NamedTemporaryFile("w", prefix="packtrain-bug-", suffix=".txt", delete=False) as report:
-        report.write(f"{sys.argv}\n\n{traceback.format_exc()}")
-    print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-    print(f"  -> this is a bug in Packtrain; please report it with {report.name}", file=sys.stderr)
-    return INTERNAL_ERROR
+        return failure.failed(error, as_json=as_json)

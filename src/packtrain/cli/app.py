@@ -1,88 +1,123 @@
-"""The commands. Each reads its arguments, asks the `Client`, and prints the result.
+"""The commands, in the order of the job. Each asks the `Client` and prints the result.
 
-Only typer is imported at start: everything else is imported by the command that needs it, so that help is quick.
+Only typer is imported at start: everything else is imported by what needs it, so that help is quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from packtrain.client import Client
+from packtrain.cli import documents, text
+from packtrain.cli.helptext import Command, Group
+from packtrain.cli.session import Session, root, with_settings
+from packtrain.cli.terminal import answer
+from packtrain.errors import UsageError
 
-PUBLISH, PROMOTE, SERVE, LOOK = "Publish", "Promote", "Pull and serve", "Look and check"
+PUBLISH, PROMOTE, SERVE, LOOK, CHECK = "Publish", "Promote", "Pull and serve", "Look", "Check"
 
 app = typer.Typer(
     name="packtrain",
+    cls=Group,
     help="Carries fine-tuned models from LLaMA-Factory to vLLM: the right version, whole, verified, with a way back.",
-    epilog="The straight line:  packtrain publish DIR --name NAME;  packtrain promote NAME/1 --to production;  "
-    "packtrain serve NAME@production;  packtrain rollback NAME.  "
-    "Versions are named NAME (the newest), NAME@alias, NAME/3 or NAME@sha256:DIGEST.",
+    epilog="""\
+packtrain publish output/merged --name llama-finetuned
+packtrain promote llama-finetuned/1 --to production
+packtrain serve llama-finetuned@production -- --port 8000
+packtrain rollback llama-finetuned""",
     rich_markup_mode=None,
     add_completion=False,
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# Settings as flags: the same on every command. docs/settings.md says where else they come from.
-Store = Annotated[str | None, typer.Option("--store", metavar="URL", help="Where models are: file:///..., s3://...")]
-RegistryUrl = Annotated[str | None, typer.Option("--registry", metavar="URL", help="Where versions are registered.")]
-CacheDir = Annotated[Path | None, typer.Option("--cache-dir", metavar="DIR", help="This node's snapshots.")]
-Actor = Annotated[str | None, typer.Option("--actor", help="Who is written into the ledger (default: the OS user).")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, progress as JSON lines on stderr.")]
-Vllm = Annotated[str | None, typer.Option("--vllm", metavar="COMMAND", help="The command that starts vLLM.")]
-LlamaFactory = Annotated[
-    str | None, typer.Option("--llamafactory", metavar="COMMAND", help="The command that starts LLaMA-Factory.")
-]
+# typer brings click as a part of itself; this is click's UsageError, by the name that typer gives to the outside.
+Misused: type[Exception] = typer.BadParameter.__mro__[1]
 
-# Arguments that several commands share.
+# Arguments and options that several commands share.
+Ref = Annotated[str, typer.Argument(metavar="REFERENCE", help="NAME (its newest), NAME@alias, NAME/3, NAME@sha256:...")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")]
-OptionalName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A registered model; without it, all.")]
-Ref = Annotated[str, typer.Argument(metavar="REFERENCE", help="NAME, NAME@alias, NAME/3 or NAME@sha256:DIGEST.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is written into the ledger.")]
+AnyName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A registered model; without it, all of them.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is written into the ledger.")]
 Expect = Annotated[
     int | None,
-    typer.Option("--expect", metavar="VERSION", help="Only if the alias is at this version now (0: not set)."),
+    typer.Option("--expect", metavar="VERSION", min=0, help="Only if the alias is at this version now (0: not set)."),
 ]
-ModelName = Annotated[str, typer.Option("--name", help="The registered model that gets a new version.")]
-Alias = Annotated[str | None, typer.Option("--alias", help="Also point this alias at the version.")]
+NewName = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="The registered model that gets the version.", show_default=False)
+]
+Alias = Annotated[str | None, typer.Option("--alias", metavar="ALIAS", help="Promote the version to this alias, too.")]
 TrainingConfig = Annotated[
-    Path | None, typer.Option("--training-config", metavar="YAML", help="The training's YAML, for the lineage.")
+    Path | None,
+    typer.Option("--training-config", metavar="YAML", help="The YAML that it was trained with, for the lineage."),
 ]
 TrainingDir = Annotated[
     Path | None,
-    typer.Option("--training-dir", metavar="DIR", help="The training's output folder, for losses and metrics."),
+    typer.Option("--training-dir", metavar="DIR", help="Where the training wrote its losses, for the lineage."),
 ]
-Base = Annotated[str | None, typer.Option("--base", help="The base model: NAME/2, a folder, or hf:ORG/NAME@REVISION.")]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="BASE", help="What it was trained on: NAME/2, a folder, hf:ORG/NAME@REVISION."),
+]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Allow custom code (*.py, auto_map); it is recorded.")]
 Force = Annotated[bool, typer.Option("--force", help="A new version even if these bytes are one already.")]
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="Allow custom code (*.py, auto_map); recorded.")]
-VllmArguments = Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM ARGUMENTS]", help="For vllm serve.")]
+ForVllm = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- VLLM ARGUMENTS]", help="What `vllm serve` is given as it is.")
+]
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs a command. Returns its exit code; raises PacktrainError."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("packtrain", list(arguments)) as context:
+            code: int | None = command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except Misused as error:
+        raise _usage_error(error) from error
+    return code or 0
+
+
+def _usage_error(error: Exception) -> UsageError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "packtrain"
+    hint = f"See: {path} --help"
+    if path.endswith((" serve", " run")) and getattr(error, "option_name", ""):
+        hint = f"What is for vLLM stands after two dashes: {path} REFERENCE -- {error.option_name} ..."  # type: ignore[attr-defined]
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return UsageError(message.rstrip("."), hint=hint)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
         from packtrain._version import __version__
 
-        typer.echo(f"packtrain {__version__}")
+        answer(f"packtrain {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _root(
+@root
+def packtrain(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None: ...
 
 
-@app.command(rich_help_panel=PUBLISH)
+@app.command(
+    cls=Command,
+    rich_help_panel=PUBLISH,
+    epilog="packtrain publish output/merged --name llama-finetuned --alias staging --training-config sft.yaml",
+)
+@with_settings("actor")
 def publish(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A merged model or a LoRA adapter.")],
-    name: ModelName,
+    session: Session,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A merged or full model, or a LoRA adapter.")],
+    name: NewName,
     alias: Alias = None,
     training_config: TrainingConfig = None,
     training_dir: TrainingDir = None,
@@ -90,20 +125,13 @@ def publish(
     allow_code: AllowCode = False,
     force: Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and hash; write nothing.")] = False,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
 ) -> None:
-    """Publish a directory as a new version.
+    """Make what LLaMA-Factory wrote a new version.
 
-    DIR is what LLaMA-Factory wrote: a merged model or an adapter. It is checked, hashed, uploaded and only then
-    named. Interrupted, the same command goes on where it was.
-
-    Example: packtrain publish output/merged --name llama-finetuned --alias staging --training-config sft.yaml
+    The directory is checked, hashed, uploaded and only then named. If it is interrupted, the same command continues
+    where it was; the same bytes again make no new version.
     """
-    published = _client(json, store, registry, cache_dir, actor).publish(
+    published = session.client.publish(
         directory,
         name,
         alias=alias,
@@ -114,33 +142,34 @@ def publish(
         force=force,
         dry_run=dry_run,
     )
-    _print(json, published, "published")
+    session.print(published, text=text.published, document=documents.published)
+    if published.version and not alias and not dry_run:
+        session.note(f"next: packtrain promote {published.version} --to production")
 
 
-@app.command(rich_help_panel=PUBLISH)
+@app.command(
+    cls=Command,
+    rich_help_panel=PUBLISH,
+    epilog="packtrain export merge.yaml --name llama-finetuned --training-config sft.yaml",
+)
+@with_settings("actor", "llamafactory")
 def export(
-    config: Annotated[Path, typer.Argument(metavar="YAML", help="A configuration of llamafactory-cli export.")],
-    name: ModelName,
+    session: Session,
+    config: Annotated[Path, typer.Argument(metavar="YAML", help="What `llamafactory-cli export` is given.")],
+    name: NewName,
     alias: Alias = None,
     training_config: TrainingConfig = None,
     training_dir: TrainingDir = None,
     base: Base = None,
     allow_code: AllowCode = False,
     force: Force = False,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    llamafactory: LlamaFactory = None,
-    json: Json = False,
 ) -> None:
-    """Merge with LLaMA-Factory, then publish.
+    """Merge with LLaMA-Factory, then publish the result.
 
-    Runs `llamafactory-cli export YAML` and publishes its export_dir with the lineage that the YAML gives.
-
-    Example: packtrain export merge.yaml --name llama-finetuned --training-config sft.yaml
+    Runs `llamafactory-cli export YAML` and publishes its export_dir, with the lineage that the YAML and the
+    adapter's folder give.
     """
-    published = _client(json, store, registry, cache_dir, actor, llamafactory=llamafactory).export(
+    published = session.client.export(
         config,
         name,
         alias=alias,
@@ -150,268 +179,209 @@ def export(
         allow_code=allow_code,
         force=force,
     )
-    _print(json, published, "published")
+    session.print(published, text=text.published, document=documents.published)
+    if published.version and not alias:
+        session.note(f"next: packtrain promote {published.version} --to production")
 
 
-@app.command(rich_help_panel=PROMOTE)
+@app.command(
+    cls=Command,
+    rich_help_panel=PROMOTE,
+    epilog='packtrain promote llama-finetuned/3 --to production --expect 2 --reason "accuracy 0.87 on the eval set"',
+)
+@with_settings("actor")
 def promote(
+    session: Session,
     reference: Ref,
     to: Annotated[str, typer.Option("--to", metavar="ALIAS", help="The alias to move: production, staging, ...")],
     expect: Expect = None,
     reason: Reason = "",
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
 ) -> None:
     """Point an alias at a version.
 
-    With --expect, only if nobody moved it meanwhile; else nothing changes and the exit code is 5.
-
-    Example: packtrain promote llama-finetuned/3 --to production --expect 2 --reason "eval accuracy 0.87"
+    The ledger keeps who did it, when, from where and why. With --expect nothing is changed if somebody else has
+    moved the alias meanwhile (exit code 5).
     """
-    move = _client(json, store, registry, cache_dir, actor).promote(reference, to=to, expect=expect, reason=reason)
-    _print(json, move, "move")
+    move = session.client.promote(reference, to=to, expect=expect, reason=reason)
+    session.print(move, text=text.move, document=documents.move)
 
 
-@app.command(rich_help_panel=PROMOTE)
+@app.command(
+    cls=Command,
+    rich_help_panel=PROMOTE,
+    epilog='packtrain rollback llama-finetuned --reason "answers in the wrong language"',
+)
+@with_settings("actor")
 def rollback(
+    session: Session,
     name: Name,
-    alias: Annotated[str, typer.Option("--alias", help="The alias to move back.")] = "production",
-    to: Annotated[int | None, typer.Option("--to", metavar="VERSION", help="Further back, to this version.")] = None,
+    alias: Annotated[
+        str,
+        typer.Option("--alias", metavar="ALIAS", help="The alias to move back; else production.", show_default=False),
+    ] = "production",
+    to: Annotated[
+        int | None, typer.Option("--to", metavar="VERSION", min=1, help="Back to this version; else to the last one.")
+    ] = None,
     expect: Expect = None,
     reason: Reason = "",
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
 ) -> None:
-    """Point an alias back at where it was before.
+    """Point an alias back at the version before.
 
-    That is the version promoted before the current one. A second rollback goes further back, never to and fro.
-    Archived versions are skipped.
-
-    Example: packtrain rollback llama-finetuned --reason "answers in the wrong language"
+    A second rollback goes further back, never to and fro. Archived versions are skipped.
     """
-    client = _client(json, store, registry, cache_dir, actor)
-    _print(json, client.rollback(name, alias=alias, to=to, expect=expect, reason=reason), "move")
+    move = session.client.rollback(name, alias=alias, to=to, expect=expect, reason=reason)
+    session.print(move, text=text.move, document=documents.move)
 
 
-@app.command(rich_help_panel=PROMOTE)
-def archive(
-    reference: Ref,
-    reason: Reason = "",
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
-) -> None:
-    """Retire a version: it can no longer be promoted.
+@app.command(
+    cls=Command,
+    rich_help_panel=PROMOTE,
+    epilog='packtrain archive llama-finetuned/1 --reason "superseded"',
+)
+@with_settings("actor")
+def archive(session: Session, reference: Ref, reason: Reason = "") -> None:
+    """Retire a version, so that it cannot be promoted.
 
-    Refused while an alias points at it.
-
-    Example: packtrain archive llama-finetuned/1 --reason "superseded"
+    Refused while an alias points at it. Its bytes stay where they are.
     """
-    version = _client(json, store, registry, cache_dir, actor).archive(reference, reason=reason)
-    _print(json, version, "version", lambda _: f"{version} is archived")
+    version = session.client.archive(reference, reason=reason)
+    session.print(version, text=text.archived, document=documents.version)
 
 
-@app.command(rich_help_panel=SERVE)
+@app.command(
+    cls=Command,
+    rich_help_panel=SERVE,
+    epilog='vllm serve "$(packtrain pull llama-finetuned@production)"',
+)
+@with_settings()
 def pull(
+    session: Session,
     reference: Ref,
-    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Here instead of the cache.")] = None,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Into this folder, not into the cache.")
+    ] = None,
 ) -> None:
-    """Fetch a version and print its directory.
+    """Fetch a version and print the path of it.
 
-    The directory is complete, verified and read-only. Nothing else is printed on stdout, so that scripts can
-    use it. A second pull finds it at once.
-
-    Example: vllm serve "$(packtrain pull llama-finetuned@production)"
+    The path is a complete, verified, read-only folder, and nothing else is printed on stdout. What this node has
+    already is not fetched again; if it is interrupted, the same command continues where it was.
     """
-    snapshot = _client(json, store, registry, cache_dir, actor).pull(reference, to=to)
-    _print(json, snapshot, "snapshot", lambda _: str(snapshot.path))
+    snapshot = session.client.pull(reference, to=to)
+    session.print(snapshot, text=lambda snapshot: str(snapshot.path), document=documents.snapshot)
 
 
-@app.command(rich_help_panel=SERVE)
-def url(
-    reference: Ref,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
-) -> None:
-    """Print a version's URL in the store.
+@app.command(
+    cls=Command,
+    rich_help_panel=SERVE,
+    epilog="packtrain serve llama-finetuned@production -- --port 8000 --max-model-len 8192",
+)
+@with_settings("vllm")
+def serve(session: Session, reference: Ref, arguments: ForVllm = None) -> int:
+    """Pull a version and run vLLM on it.
 
-    It never changes. For vLLM's own s3:// streaming, and for any other tool.
-
-    Example: packtrain url llama-finetuned@production
+    Says when vLLM is ready, passes signals on, leaves nothing behind and ends with vLLM's exit code. An adapter is
+    served with its base.
     """
-    found = _client(json, store, registry, cache_dir, actor).url(reference)
-    _print(json, found, "url", lambda _: found)
+    return session.client.serve(reference, arguments or ())
 
 
-@app.command(rich_help_panel=SERVE)
-def serve(
-    reference: Ref,
-    arguments: VllmArguments = None,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    vllm: Vllm = None,
-) -> None:
-    """Pull a version and run vLLM on it until it ends.
+@app.command(
+    "run",
+    cls=Command,
+    rich_help_panel=SERVE,
+    epilog="packtrain run llama-finetuned@production -- --port 8000",
+)
+@with_settings("vllm")
+def run(session: Session, reference: Ref, arguments: ForVllm = None) -> None:
+    """Pull a version and become vLLM on it.
 
-    Says when it is ready, passes signals on, and ends with vLLM's exit code. An adapter starts its base.
-
-    Example: packtrain serve llama-finetuned@production -- --port 8000 --max-model-len 8192
+    Like serve, but this process is replaced by vLLM: for containers and services, where vLLM is the main process.
     """
-    client = _client(False, store, registry, cache_dir, actor, vllm=vllm)
-    raise typer.Exit(client.serve(reference, arguments or ()))
+    session.client.run(reference, arguments or ())
 
 
-@app.command(rich_help_panel=SERVE)
-def run(
-    reference: Ref,
-    arguments: VllmArguments = None,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    vllm: Vllm = None,
-) -> None:
-    """Pull a version and become vLLM on it: the process is replaced.
+@app.command(
+    cls=Command,
+    rich_help_panel=SERVE,
+    epilog="packtrain url llama-finetuned@production",
+)
+@with_settings()
+def url(session: Session, reference: Ref) -> None:
+    """Print where a version is in the store.
 
-    For containers and systemd, where vLLM should be the main process.
-
-    Example: packtrain run llama-finetuned@production -- --port 8000
+    The URL never changes. It is for other tools, and for vLLM's own streaming from s3://.
     """
-    _client(False, store, registry, cache_dir, actor, vllm=vllm).run(reference, arguments or ())
+    session.print(session.client.url(reference), text=str, document=documents.url)
 
 
-@app.command(rich_help_panel=LOOK)
-def models(
-    name: OptionalName = None,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
-) -> None:
+@app.command(
+    cls=Command,
+    rich_help_panel=LOOK,
+    epilog="packtrain models llama-finetuned",
+)
+@with_settings()
+def models(session: Session, name: AnyName = None) -> None:
     """List versions with aliases, losses and sizes.
 
-    Example: packtrain models llama-finetuned
+    Newest first. The loss is that of the evaluation, or else of the training; `-` is what is not known.
     """
-    entries = _client(json, store, registry, cache_dir, actor).models(name)
-    _print(json, entries, "models")
+    entries = session.client.models(name)
+    session.print(entries, text=text.models, document=documents.models)
+    if not entries:
+        session.note("there are no models yet; publish one: packtrain publish DIR --name NAME")
 
 
-@app.command(rich_help_panel=LOOK)
-def show(
-    reference: Ref,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
-) -> None:
-    """Show one version and where it came from.
+@app.command(
+    cls=Command,
+    rich_help_panel=LOOK,
+    epilog="packtrain show llama-finetuned@production",
+)
+@with_settings()
+def show(session: Session, reference: Ref) -> None:
+    """Show a version and where it came from.
 
-    Example: packtrain show llama-finetuned@production
+    Its digest, its place in the store, and the base model, data, settings and results of its training.
     """
-    from packtrain.cli import render
-
-    client = _client(json, store, registry, cache_dir, actor)
-    entry = client.show(reference)
-    where = client.url(f"{entry.version.name}/{entry.version.number}")
-    typer.echo(render.as_json({**render.entry_json(entry), "url": where}) if json else render.show_text(entry, where))
-
-
-@app.command(rich_help_panel=LOOK)
-def history(
-    name: Name,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
-) -> None:
-    """Show what happened to a model, and who did it.
-
-    Example: packtrain history llama-finetuned
-    """
-    _print(json, _client(json, store, registry, cache_dir, actor).history(name), "history")
-
-
-@app.command(rich_help_panel=LOOK)
-def verify(
-    name: OptionalName = None,
-    every_byte: Annotated[bool, typer.Option("--bytes", help="Read every byte, too.")] = False,
-    store: Store = None,
-    registry: RegistryUrl = None,
-    cache_dir: CacheDir = None,
-    actor: Actor = None,
-    json: Json = False,
-) -> None:
-    """Check that all is there and unchanged.
-
-    Walks the ledger's chain, the records and the manifests. Names the first thing that does not hold; exit code 6.
-
-    Example: packtrain verify llama-finetuned --bytes
-    """
-    verified = _client(json, store, registry, cache_dir, actor).verify(name, every_byte=every_byte)
-    _print(json, verified, "verified")
-
-
-def _client(
-    as_json: bool,
-    store: str | None,
-    registry: str | None,
-    cache_dir: Path | None,
-    actor: str | None,
-    **programs: str | None,
-) -> Client:
-    from packtrain.cli.progress import reporter
-    from packtrain.client import Client
-
-    return Client(
-        store=store,
-        registry=registry,
-        cache_dir=cache_dir,
-        actor=actor,
-        reporter=reporter(as_json=as_json),
-        **programs,
+    entry = session.client.show(reference)
+    url = session.client.url(f"{entry.version.name}@{entry.version.digest}")
+    session.print(
+        entry,
+        text=lambda entry: text.show(entry, url),
+        document=lambda entry: {**documents.entry(entry), "url": url},
     )
 
 
-def _print(as_json: bool, result: Any, kind: str, text: Callable[[Any], str] | None = None) -> None:
-    """Prints a result by the renderers of its kind."""
-    from packtrain.cli import render
+@app.command(
+    cls=Command,
+    rich_help_panel=LOOK,
+    epilog="packtrain history llama-finetuned",
+)
+@with_settings()
+def history(session: Session, name: Name) -> None:
+    """Show what happened to a model, who did it and why.
 
-    to_json: dict[str, Callable[[Any], Any]] = {
-        "published": render.published_json,
-        "move": render.move_json,
-        "version": render.version_json,
-        "snapshot": render.snapshot_json,
-        "url": lambda found: {"url": found},
-        "models": lambda entries: [render.entry_json(entry) for entry in entries],
-        "history": lambda events: [render.event_json(event) for event in events],
-        "verified": lambda verified: [render.verified_json(each) for each in verified],
-    }
-    to_text: dict[str, Callable[[Any], str]] = {
-        "published": render.published_text,
-        "move": render.move_text,
-        "models": render.models_text,
-        "history": render.history_text,
-        "verified": render.verified_text,
-    }
-    typer.echo(render.as_json(to_json[kind](result)) if as_json else (text or to_text[kind])(result))
+    The events of its ledger, oldest first.
+    """
+    session.print(session.client.history(name), text=text.history, document=documents.history)
+
+
+@app.command(
+    cls=Command,
+    rich_help_panel=CHECK,
+    epilog="packtrain verify llama-finetuned --bytes",
+)
+@with_settings()
+def verify(
+    session: Session,
+    name: AnyName = None,
+    every_byte: Annotated[bool, typer.Option("--bytes", help="Read every byte in the store, too.")] = False,
+) -> None:
+    """Check that everything is there and unchanged.
+
+    Walks the ledger's chain, the records and the manifests, and names the first thing that does not hold (exit
+    code 6).
+    """
+    verified = session.client.verify(name, every_byte=every_byte)
+    session.print(verified, text=text.verified, document=documents.verified)
+    if not verified:
+        session.note("there are no models yet, so there is nothing to verify")

@@ -94,5 +94,7 @@ def _local(directory: Path, registry: Registry, reporter: Reporter) -> ResolvedB
 
 def _payload(directory: Path, reporter: Reporter) -> Digest:
     base = inspect(directory)
+    if base.findings:
+        raise Refused(f"the base in {directory} cannot be read: {base.findings[0]}", hint=base.findings[0].fix)
     files = [LocalFile(path, source=base.directory / path) for path in base.taken]
     return Manifest.of(base.kind, hash_files(files, reporter)).payload
