@@ -38,7 +38,7 @@ MERGED = Manifest.of(
     ],
 )
 ADAPTERS = [
-    Manifest.of("adapter", [FileEntry("a.safetensors", 1, A, (Chunk(1, B),))], base)
+    Manifest.of("adapter", MERGED.files, base)
     for base in [
         None,
         Base(manifest=Digest(A), payload=Digest(B)),
@@ -69,7 +69,10 @@ def test_other_bytes_than_were_named_are_refused(manifest: Manifest, other: Dige
 
 # What is a valid manifest again, one mutation away. Its digest is another, so whoever names the digest refuses it.
 STILL_VALID = {
-    ".files[0] removed",  # of the merged one: a generated file, which no payload covers
+    ".files[0] removed",  # a generated file, which no payload covers
+    ".files[0].path longer",
+    ".files[0].path shorter",
+    ".files[0].path in capitals",
     ".base removed",  # an adapter whose base nobody knows
     ".base.revision removed",
     ".base.manifest removed",
