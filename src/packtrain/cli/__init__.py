@@ -13,6 +13,7 @@ terminal    the last step before stdout and stderr
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -26,8 +27,8 @@ def main() -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     """The exit code of a command. Only what an error needs is imported when there is one."""
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     signal.signal(signal.SIGTERM, _terminated)
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json = "--json" in own
     try:
         from packtrain.cli.app import run_command
@@ -46,3 +47,8 @@ def _run(arguments: list[str]) -> int:
         from packtrain.cli import failure
 
         return failure.failed(error, as_json=as_json)
+
+
+def _terminated(*_: object) -> NoReturn:
+    """Leaves through every ``finally``, so that what this command started is ended too."""
+    sys.exit(128 + signal.SIGTERM)

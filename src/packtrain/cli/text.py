@@ -1,0 +1,192 @@
+"""Results for people. What is not known is shown as ``-`` in a table and as ``unknown`` on a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from packtrain.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from packtrain.flows.catalog import Entry
+    from packtrain.flows.promote import Move
+    from packtrain.flows.publish import Published
+    from packtrain.flows.verify import Verified
+    from packtrain.model.ledger import Event
+    from packtrain.model.lineage import Lineage
+    from packtrain.model.version import ModelVersion
+
+UNKNOWN = "unknown"
+NONE = "-"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, as disks and networks are sold: 14.2 GB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.95:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4g}"
+
+
+def time(timestamp: str) -> str:
+    """A ledger's timestamp (UTC) to the second."""
+    return f"{timestamp[:10]} {timestamp[11:19]}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be and never cut: it is read by people and by grep."""
+    shown = [tuple(head), *(tuple(printable(cell) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in shown)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def card(rows: Iterable[tuple[str, str]]) -> str:
+    """A label and a text a line."""
+    shown = [(label, printable(text)) for label, text in rows]
+    width = max(len(label) for label, _ in shown)
+    return "\n".join(f"{label.ljust(width)}  {text}" for label, text in shown)
+
+
+# What is there
+
+
+def models(entries: Sequence[Entry]) -> str:
+    """A row a version; nothing if there is none."""
+    head = ("NAME", "VERSION", "ALIASES", "KIND", "SIZE", "LOSS", "ACCURACY", "DATASET", "CREATED (UTC)", "BY")
+    return table(head, [_row(entry) for entry in entries]) if entries else ""
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    version, lineage = entry.version, entry.lineage
+    return (
+        version.name,
+        str(version.number),
+        "archived" if version.archived else ",".join(f"@{alias}" for alias in entry.aliases) or NONE,
+        version.kind,
+        size(version.size),
+        number(lineage.loss if lineage else None),
+        number(lineage.accuracy if lineage else None),
+        (",".join(dataset.name for dataset in lineage.datasets) if lineage else "") or NONE,
+        time(version.created),
+        version.actor,
+    )
+
+
+def show(entry: Entry, url: str) -> str:
+    version, lineage = entry.version, entry.lineage
+    return card(
+        [
+            ("version", f"{version} (archived)" if version.archived else str(version)),
+            ("aliases", ", ".join(f"@{alias}" for alias in entry.aliases) or "none"),
+            ("kind", f"{version.kind}, with custom code" if version.code else version.kind),
+            ("size", f"{size(version.size)} ({version.size} bytes)"),
+            ("digest", str(version.digest)),
+            ("payload", str(version.payload)),
+            ("created", f"{time(version.created)} UTC by {version.actor}"),
+            ("store", url),
+            *([("base", f"{version.base} ({version.base.digest})")] if version.base else []),
+            *(_lineage(lineage) if lineage else [("lineage", UNKNOWN)]),
+        ]
+    )
+
+
+def _lineage(lineage: Lineage) -> list[tuple[str, str]]:
+    training = " ".join(filter(None, (lineage.stage, lineage.finetuning_type)))
+    epochs = f" in {number(lineage.epochs)} epochs" if lineage.epochs is not None else ""
+    lora = _pairs({key: "+".join(map(str, v)) if isinstance(v, list) else v for key, v in lineage.lora.items()})
+    return [
+        ("base model", lineage.base_model or UNKNOWN),
+        ("adapter", lineage.adapter or UNKNOWN),
+        ("datasets", ", ".join(dataset.name for dataset in lineage.datasets) or UNKNOWN),
+        ("template", lineage.template or UNKNOWN),
+        ("training", training or UNKNOWN),
+        ("lora", lora or UNKNOWN),
+        ("metrics", _pairs({key: number(value) for key, value in sorted(lineage.metrics.items())}) or UNKNOWN),
+        ("steps", f"{lineage.steps}{epochs}" if lineage.steps is not None else UNKNOWN),
+        ("tools", _pairs(dict(sorted(lineage.tools.items()))) or UNKNOWN),
+        ("git revision", lineage.git_revision or UNKNOWN),
+    ]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+# What a command did
+
+
+def published(published: Published) -> str:
+    what = f"{published.kind}, {size(published.size)}, {published.digest}"
+    if published.version is None:
+        return f"{published.name} would get a new version: {what}; {size(published.uploaded)} to upload"
+    if not published.created:
+        return "\n".join([f"{published.version} holds these bytes already: {what}", *_moved(published.move)])
+    return "\n".join(
+        [f"{published.version}: {what}; {size(published.uploaded)} uploaded", *_moved(published.move)],
+    )
+
+
+def _moved(moved: Move | None) -> list[str]:
+    return [move(moved)] if moved else []
+
+
+def move(move: Move) -> str:
+    if not move.moved:
+        return f"{move.name}@{move.alias}: {move.after} already"
+    return f"{move.name}@{move.alias}: {move.before or 'not set'} -> {move.after}"
+
+
+def archived(version: ModelVersion) -> str:
+    return f"{version} is archived"
+
+
+def verified(results: Sequence[Verified]) -> str:
+    return "\n".join(
+        f"{each.name}: chain of {_count(each.events, 'event')} unbroken, {_count(each.versions, 'version')} whole"
+        + (f", all {size(each.bytes_read)} read and right" if each.bytes_read else "")
+        for each in results
+    )
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+# What happened
+
+
+def history(events: Sequence[Event]) -> str:
+    head = ("#", "TIME (UTC)", "WHO", "WHAT", "WHY")
+    return table(head, [_happened(event) for event in events])
+
+
+def _happened(event: Event) -> tuple[str, ...]:
+    reason = str(event.details.get("reason", ""))
+    return (str(event.sequence), time(event.time), event.actor, _in_words(event.action, event.details), reason)
+
+
+def _in_words(action: str, d: Mapping[str, Any]) -> str:
+    match action:
+        case "publish.begin":
+            return f"began to publish {d['digest'][:12]}"
+        case "attached":
+            return f"attached {d['kind']} {d['sha256'][:12]} to {d['digest'][:12]}"
+        case "version.created":
+            return f"created version {d['version']} ({d['kind']}, {size(d['size'])}, {d['digest'][:12]})"
+        case "alias.promoted":
+            return f"promoted @{d['alias']}: {d['from'] or 'not set'} -> {d['to']}"
+        case "alias.rolled_back":
+            return f"rolled back @{d['alias']}: {d['from']} -> {d['to']}"
+        case "version.archived":
+            return f"archived version {d['version']}"
+        case "referenced":
+            return f"became the base of {d['name']} {d['digest'][:12]}"
+        case _:
+            return action
