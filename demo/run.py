@@ -188,8 +188,8 @@ def serving(environment: dict[str, str]) -> Iterator[int]:
         with console.status(f"vLLM is starting (its output: {log.relative_to(ROOT)})"):
             wait_until_ready(port, server, log)
         for line in log.read_text(errors="replace").splitlines():
-            if line.startswith("packtrain: "):  # the rest is vLLM's own
-                say(line.removeprefix("packtrain: ").replace(f"{ROOT}/", ""))
+            if line.startswith(("fetching:", "serving ", f"{NAME} is ready")):  # the rest is vLLM's own
+                say(line.replace(f"{ROOT}/", ""))
         yield port
     finally:
         server.terminate()
