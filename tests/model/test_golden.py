@@ -1,0 +1,97 @@
+"""The bytes of each format of schema /1, pinned.
+
+They may never change. Manifests are named by the digest of their bytes, in ledgers, in paths of stores and in caches;
+events by the event after them; records by their file's name. If an encoder wrote the same value as other bytes, what
+was published yesterday would no longer verify, the same model published twice would be two models, and every chain
+would look tampered with. A reader that no longer took these bytes would lose what is in every store.
+
+So a failure here is not cured by new golden files. A format that must change gets schema /2 and golden files of its
+own, and these stay, because readers of /2 must read /1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from packtrain.model.digest import Digest
+from packtrain.model.ledger import Log, event_key
+from packtrain.model.lineage import Lineage, record_key
+from packtrain.model.manifest import Manifest
+from tests.model.examples import LINEAGE, MANIFESTS, ledger_with_every_action
+
+GOLDEN = Path(__file__).parent / "golden"
+
+PAYLOADS = {
+    "merged": "a6dec9da53dd519c7cf8b58692383483a406ac39706cd603023f370eacea4b29",
+    "adapter": "62f26426fa8427d8fd2a68285fc2e61ba0914fea47eabbea12c83efa1c56afb3",
+}
+
+# The SHA-256 of each file, here again so that nobody changes a file and its digest in one stroke.
+DIGESTS = {
+    "merged.manifest.json": "5813638610b4d3a370582580b63844f2ab58763ba7b313be332f6f496ae18abc",
+    "adapter-of-a-version.manifest.json": "8afb08dcff03577edac4c2a67761031764ea4b46f4ff36f466dacf6d66a37b85",
+    "adapter-of-local-bytes.manifest.json": "ee7921350ba95b72282c3dec6d267761fb89c45a39c821cfe2ea9166b1e89edf",
+    "adapter-of-a-repository.manifest.json": "2cc7cda726b7bb6e847395b84730f60af1062c937dc5562556113348de960e4b",
+    "adapter-of-a-revision.manifest.json": "ae18bab6c7a44f6c6da91a4c989c3cc38ee68dcc0d881f2528af92224748db02",
+    "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
+    "every-action.ledger.jsonl": "c8a88bad09cb347249568cf9785d910baada94a838dc29a95afeda53e8873e85",
+    "lineage.json": "f445df352dcaa8cc6f8468e63cdc9e27efba0dac280dd4bd58bdbbca7f8d2077",
+}
+
+
+def golden(file_name: str) -> bytes:
+    data = (GOLDEN / file_name).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == DIGESTS[file_name], f"{file_name} was changed"
+    return data
+
+
+def test_every_golden_file_is_pinned() -> None:
+    assert {path.name for path in GOLDEN.iterdir()} == DIGESTS.keys()
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifest(name: str) -> None:
+    data, manifest = golden(f"{name}.manifest.json"), MANIFESTS[name]
+    assert manifest.encode() == data
+    assert manifest.digest.hex == DIGESTS[f"{name}.manifest.json"]
+    assert Manifest.decode(data, expect=manifest.digest) == manifest
+    assert manifest.payload.hex == PAYLOADS[manifest.kind]
+
+
+def test_ledger() -> None:
+    """One event a line; the newline is not part of it."""
+    lines = golden("every-action.ledger.jsonl").splitlines()
+    writer = ledger_with_every_action()
+    assert writer.events == lines
+
+    log = Log("llama-finetuned")
+    for line in lines:
+        log.extend(line)
+    assert log.head == hashlib.sha256(lines[-1]).hexdigest()
+    assert log.state == writer.log.state
+    assert {event.action for event in log.events} == {
+        "publish.begin", "attached", "version.created", "alias.promoted", "alias.rolled_back", "version.archived",
+        "referenced",
+    }  # fmt: skip
+    first, second = log.state.versions[1], log.state.versions[2]
+    assert log.state.aliases == {"production": 1}
+    assert (first.code, first.archived, first.base, first.actor) == (True, False, None, "ada@lab")
+    assert first.digest == MANIFESTS["merged"].digest
+    assert first.lineage == Digest.of(LINEAGE.encode())
+    assert (second.code, second.archived, str(second.base)) == (False, True, "llama-finetuned/1")
+
+
+def test_lineage() -> None:
+    data = golden("lineage.json")
+    assert LINEAGE.encode() == data
+    assert Lineage.decode(data, expect=Digest(DIGESTS["lineage.json"])) == LINEAGE
+
+
+def test_where_things_are() -> None:
+    version = ledger_with_every_action().log.state.versions[1]
+    assert version.prefix == f"models/llama-finetuned/{DIGESTS['merged.manifest.json']}/"
+    assert event_key("llama-finetuned", 42) == "ledger/llama-finetuned/0000000042.json"
+    assert record_key("m", Digest(DIGESTS["lineage.json"])) == f"records/m/{DIGESTS['lineage.json']}.json"
