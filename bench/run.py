@@ -11,6 +11,7 @@ these are ratios, not forecasts. Packtrain hashes and verifies every byte; the o
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -163,17 +164,25 @@ def race(contenders: list[Contender], runs: int, environment: dict[str, str]) ->
             contender.costs.append(measure(contender.command(run), environment))
 
 
+# Run by a small process of its own: a child's peak memory counts that of the process which it was forked from.
+_MEASURE = """
+import json, os, resource, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+wall = time.perf_counter() - started
+if process.returncode:
+    sys.exit(process.stderr.decode(errors="replace")[-2000:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000]))
+"""
+
+
 def measure(command: list[str], environment: dict[str, str]) -> Cost:
-    started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"{command} failed:\n{errors.decode(errors='replace')[-2000:]}")
-    process.returncode = 0
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000)
+    measuring = [sys.executable, "-I", "-c", _MEASURE, *command]
+    done = subprocess.run(measuring, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command} failed:\n{done.stderr}")
+    return Cost(*json.loads(done.stdout))
 
 
 def report(title: str, contenders: list[Contender], size: int) -> None:
