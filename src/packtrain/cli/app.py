@@ -1,130 +1,92 @@
 """The commands, in the order of the job. Each asks the `Client` and prints the result.
 
-Only typer is imported at start: everything else is imported by what needs it, so that help is quick.
+Only click is imported at start: everything else is imported by what needs it, so that help is quick.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from packtrain._version import __version__
 from packtrain.cli import documents, text
-from packtrain.cli.helptext import Command, Group
-from packtrain.cli.session import Session, root, with_settings
-from packtrain.cli.terminal import answer
+from packtrain.cli.helptext import Group
+from packtrain.cli.session import FLAGS, Session, takes
 from packtrain.errors import UsageError
 
 PUBLISH, PROMOTE, SERVE, LOOK, CHECK = "Publish", "Promote", "Pull and serve", "Look", "Check"
 
-app = typer.Typer(
-    name="packtrain",
+# Arguments and options that several commands share.
+reference = click.argument(
+    "reference", metavar="REFERENCE", help="NAME (its newest), NAME@alias, NAME/3, NAME@sha256:..."
+)
+model = click.argument("name", metavar="NAME", help="A registered model.")
+any_model = click.argument(
+    "name", metavar="[NAME]", required=False, help="A registered model; without it, all of them."
+)
+reason = click.option("--reason", metavar="TEXT", default="", help="Why; it is written into the ledger.")
+expect = click.option(
+    "--expect", metavar="VERSION", type=int, help="Only if the alias is at this version now (0: not set)."
+)
+new_name = click.option("--name", metavar="NAME", required=True, help="The registered model that gets the version.")
+also_promote = click.option("--alias", metavar="ALIAS", help="Promote the version to this alias, too.")
+training_config = click.option(
+    "--training-config", metavar="YAML", type=Path, help="The YAML that it was trained with, for the lineage."
+)
+training_dir = click.option(
+    "--training-dir", metavar="DIR", type=Path, help="Where the training wrote its losses, for the lineage."
+)
+base = click.option("--base", metavar="BASE", help="What it was trained on: NAME/2, a folder, hf:ORG/NAME@REVISION.")
+allow_code = click.option("--allow-code", is_flag=True, help="Allow custom code (*.py, auto_map); it is recorded.")
+force = click.option("--force", is_flag=True, help="A new version even if these bytes are one already.")
+for_vllm = click.argument(
+    "arguments", metavar="[-- VLLM ARGUMENTS]", nargs=-1, help="What `vllm serve` is given as it is."
+)
+
+
+@click.group(
+    "packtrain",
     cls=Group,
-    help="Carries fine-tuned models from LLaMA-Factory to vLLM: the right version, whole, verified, with a way back.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\
 packtrain publish output/merged --name llama-finetuned
 packtrain promote llama-finetuned/1 --to production
 packtrain serve llama-finetuned@production -- --port 8000
 packtrain rollback llama-finetuned""",
-    rich_markup_mode=None,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# typer brings click as a part of itself; this is click's UsageError, by the name that typer gives to the outside.
-Misused: type[Exception] = typer.BadParameter.__mro__[1]
-
-# Arguments and options that several commands share.
-Ref = Annotated[str, typer.Argument(metavar="REFERENCE", help="NAME (its newest), NAME@alias, NAME/3, NAME@sha256:...")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")]
-AnyName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A registered model; without it, all of them.")]
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is written into the ledger.")]
-Expect = Annotated[
-    int | None,
-    typer.Option("--expect", metavar="VERSION", min=0, help="Only if the alias is at this version now (0: not set)."),
-]
-NewName = Annotated[
-    str, typer.Option("--name", metavar="NAME", help="The registered model that gets the version.", show_default=False)
-]
-Alias = Annotated[str | None, typer.Option("--alias", metavar="ALIAS", help="Promote the version to this alias, too.")]
-TrainingConfig = Annotated[
-    Path | None,
-    typer.Option("--training-config", metavar="YAML", help="The YAML that it was trained with, for the lineage."),
-]
-TrainingDir = Annotated[
-    Path | None,
-    typer.Option("--training-dir", metavar="DIR", help="Where the training wrote its losses, for the lineage."),
-]
-Base = Annotated[
-    str | None,
-    typer.Option("--base", metavar="BASE", help="What it was trained on: NAME/2, a folder, hf:ORG/NAME@REVISION."),
-]
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="Allow custom code (*.py, auto_map); it is recorded.")]
-Force = Annotated[bool, typer.Option("--force", help="A new version even if these bytes are one already.")]
-ForVllm = Annotated[
-    list[str] | None, typer.Argument(metavar="[-- VLLM ARGUMENTS]", help="What `vllm serve` is given as it is.")
-]
+@click.version_option(__version__, message="packtrain %(version)s")
+@takes(*FLAGS)
+def packtrain(_session: Session) -> None:
+    """Carries fine-tuned models from LLaMA-Factory to vLLM: the right version, whole, verified, with a way back."""
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Runs a command. Returns its exit code; raises PacktrainError."""
-    command = typer.main.get_command(app)
-    try:
-        with command.make_context("packtrain", list(arguments)) as context:
-            code: int | None = command.invoke(context)
-    except typer.Exit as end:
-        return end.exit_code
-    except Misused as error:
-        raise _usage_error(error) from error
-    return code or 0
-
-
-def _usage_error(error: Exception) -> UsageError:
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context else "packtrain"
-    hint = f"See: {path} --help"
-    if path.endswith((" serve", " run")) and getattr(error, "option_name", ""):
-        hint = f"What is for vLLM stands after two dashes: {path} REFERENCE -- {error.option_name} ..."  # type: ignore[attr-defined]
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return UsageError(message.rstrip("."), hint=hint)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from packtrain._version import __version__
-
-        answer(f"packtrain {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-@root
-def packtrain(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None: ...
-
-
-@app.command(
-    cls=Command,
-    rich_help_panel=PUBLISH,
+@packtrain.command(
+    panel=PUBLISH,
     epilog="packtrain publish output/merged --name llama-finetuned --alias staging --training-config sft.yaml",
 )
-@with_settings("actor")
+@click.argument("directory", metavar="DIR", type=Path, help="A merged or full model, or a LoRA adapter.")
+@new_name
+@also_promote
+@training_config
+@training_dir
+@base
+@allow_code
+@force
+@click.option("--dry-run", is_flag=True, help="Check and hash; write nothing.")
+@takes("actor")
 def publish(
     session: Session,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A merged or full model, or a LoRA adapter.")],
-    name: NewName,
-    alias: Alias = None,
-    training_config: TrainingConfig = None,
-    training_dir: TrainingDir = None,
-    base: Base = None,
-    allow_code: AllowCode = False,
-    force: Force = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and hash; write nothing.")] = False,
+    directory: Path,
+    name: str,
+    alias: str | None,
+    training_config: Path | None,
+    training_dir: Path | None,
+    base: str | None,
+    allow_code: bool,
+    force: bool,
+    dry_run: bool,
 ) -> None:
     """Make what LLaMA-Factory wrote a new version.
 
@@ -143,26 +105,33 @@ def publish(
         dry_run=dry_run,
     )
     session.print(published, text=text.published, document=documents.published)
-    if published.version and not alias and not dry_run:
+    if published.created and not alias:
         session.note(f"next: packtrain promote {published.version} --to production")
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=PUBLISH,
+@packtrain.command(
+    panel=PUBLISH,
     epilog="packtrain export merge.yaml --name llama-finetuned --training-config sft.yaml",
 )
-@with_settings("actor", "llamafactory")
+@click.argument("config", metavar="YAML", type=Path, help="What `llamafactory-cli export` is given.")
+@new_name
+@also_promote
+@training_config
+@training_dir
+@base
+@allow_code
+@force
+@takes("actor", "llamafactory")
 def export(
     session: Session,
-    config: Annotated[Path, typer.Argument(metavar="YAML", help="What `llamafactory-cli export` is given.")],
-    name: NewName,
-    alias: Alias = None,
-    training_config: TrainingConfig = None,
-    training_dir: TrainingDir = None,
-    base: Base = None,
-    allow_code: AllowCode = False,
-    force: Force = False,
+    config: Path,
+    name: str,
+    alias: str | None,
+    training_config: Path | None,
+    training_dir: Path | None,
+    base: str | None,
+    allow_code: bool,
+    force: bool,
 ) -> None:
     """Merge with LLaMA-Factory, then publish the result.
 
@@ -180,23 +149,20 @@ def export(
         force=force,
     )
     session.print(published, text=text.published, document=documents.published)
-    if published.version and not alias:
+    if published.created and not alias:
         session.note(f"next: packtrain promote {published.version} --to production")
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=PROMOTE,
+@packtrain.command(
+    panel=PROMOTE,
     epilog='packtrain promote llama-finetuned/3 --to production --expect 2 --reason "accuracy 0.87 on the eval set"',
 )
-@with_settings("actor")
-def promote(
-    session: Session,
-    reference: Ref,
-    to: Annotated[str, typer.Option("--to", metavar="ALIAS", help="The alias to move: production, staging, ...")],
-    expect: Expect = None,
-    reason: Reason = "",
-) -> None:
+@reference
+@click.option("--to", metavar="ALIAS", required=True, help="The alias to move: production, staging, ...")
+@expect
+@reason
+@takes("actor")
+def promote(session: Session, reference: str, to: str, expect: int | None, reason: str) -> None:
     """Point an alias at a version.
 
     The ledger keeps who did it, when, from where and why. With --expect nothing is changed if somebody else has
@@ -206,25 +172,17 @@ def promote(
     session.print(move, text=text.move, document=documents.move)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=PROMOTE,
+@packtrain.command(
+    panel=PROMOTE,
     epilog='packtrain rollback llama-finetuned --reason "answers in the wrong language"',
 )
-@with_settings("actor")
-def rollback(
-    session: Session,
-    name: Name,
-    alias: Annotated[
-        str,
-        typer.Option("--alias", metavar="ALIAS", help="The alias to move back; else production.", show_default=False),
-    ] = "production",
-    to: Annotated[
-        int | None, typer.Option("--to", metavar="VERSION", min=1, help="Back to this version; else to the last one.")
-    ] = None,
-    expect: Expect = None,
-    reason: Reason = "",
-) -> None:
+@model
+@click.option("--alias", metavar="ALIAS", default="production", help="The alias to move back; else production.")
+@click.option("--to", metavar="VERSION", type=int, help="Back to this version; else to the one before.")
+@expect
+@reason
+@takes("actor")
+def rollback(session: Session, name: str, alias: str, to: int | None, expect: int | None, reason: str) -> None:
     """Point an alias back at the version before.
 
     A second rollback goes further back, never to and fro. Archived versions are skipped.
@@ -233,13 +191,14 @@ def rollback(
     session.print(move, text=text.move, document=documents.move)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=PROMOTE,
+@packtrain.command(
+    panel=PROMOTE,
     epilog='packtrain archive llama-finetuned/1 --reason "superseded"',
 )
-@with_settings("actor")
-def archive(session: Session, reference: Ref, reason: Reason = "") -> None:
+@reference
+@reason
+@takes("actor")
+def archive(session: Session, reference: str, reason: str) -> None:
     """Retire a version, so that it cannot be promoted.
 
     Refused while an alias points at it. Its bytes stay where they are.
@@ -248,19 +207,14 @@ def archive(session: Session, reference: Ref, reason: Reason = "") -> None:
     session.print(version, text=text.archived, document=documents.version)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=SERVE,
+@packtrain.command(
+    panel=SERVE,
     epilog='vllm serve "$(packtrain pull llama-finetuned@production)"',
 )
-@with_settings()
-def pull(
-    session: Session,
-    reference: Ref,
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Into this folder, not into the cache.")
-    ] = None,
-) -> None:
+@reference
+@click.option("--to", metavar="DIR", type=Path, help="Into this folder, not into the cache.")
+@takes()
+def pull(session: Session, reference: str, to: Path | None) -> None:
     """Fetch a version and print the path of it.
 
     The path is a complete, verified, read-only folder, and nothing else is printed on stdout. What this node has
@@ -270,43 +224,44 @@ def pull(
     session.print(snapshot, text=lambda snapshot: str(snapshot.path), document=documents.snapshot)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=SERVE,
+@packtrain.command(
+    panel=SERVE,
     epilog="packtrain serve llama-finetuned@production -- --port 8000 --max-model-len 8192",
 )
-@with_settings("vllm")
-def serve(session: Session, reference: Ref, arguments: ForVllm = None) -> int:
+@reference
+@for_vllm
+@takes("vllm")
+def serve(session: Session, reference: str, arguments: tuple[str, ...]) -> int:
     """Pull a version and run vLLM on it.
 
     Says when vLLM is ready, passes signals on, leaves nothing behind and ends with vLLM's exit code. An adapter is
     served with its base.
     """
-    return session.client.serve(reference, arguments or ())
+    return session.client.serve(reference, arguments)
 
 
-@app.command(
-    "run",
-    cls=Command,
-    rich_help_panel=SERVE,
+@packtrain.command(
+    panel=SERVE,
     epilog="packtrain run llama-finetuned@production -- --port 8000",
 )
-@with_settings("vllm")
-def run(session: Session, reference: Ref, arguments: ForVllm = None) -> None:
+@reference
+@for_vllm
+@takes("vllm")
+def run(session: Session, reference: str, arguments: tuple[str, ...]) -> None:
     """Pull a version and become vLLM on it.
 
     Like serve, but this process is replaced by vLLM: for containers and services, where vLLM is the main process.
     """
-    session.client.run(reference, arguments or ())
+    session.client.run(reference, arguments)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=SERVE,
+@packtrain.command(
+    panel=SERVE,
     epilog="packtrain url llama-finetuned@production",
 )
-@with_settings()
-def url(session: Session, reference: Ref) -> None:
+@reference
+@takes()
+def url(session: Session, reference: str) -> None:
     """Print where a version is in the store.
 
     The URL never changes. It is for other tools, and for vLLM's own streaming from s3://.
@@ -314,13 +269,13 @@ def url(session: Session, reference: Ref) -> None:
     session.print(session.client.url(reference), text=str, document=documents.url)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=LOOK,
+@packtrain.command(
+    panel=LOOK,
     epilog="packtrain models llama-finetuned",
 )
-@with_settings()
-def models(session: Session, name: AnyName = None) -> None:
+@any_model
+@takes()
+def models(session: Session, name: str | None) -> None:
     """List versions with aliases, losses and sizes.
 
     Newest first. The loss is that of the evaluation, or else of the training; `-` is what is not known.
@@ -331,13 +286,13 @@ def models(session: Session, name: AnyName = None) -> None:
         session.note("there are no models yet; publish one: packtrain publish DIR --name NAME")
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=LOOK,
+@packtrain.command(
+    panel=LOOK,
     epilog="packtrain show llama-finetuned@production",
 )
-@with_settings()
-def show(session: Session, reference: Ref) -> None:
+@reference
+@takes()
+def show(session: Session, reference: str) -> None:
     """Show a version and where it came from.
 
     Its digest, its place in the store, and the base model, data, settings and results of its training.
@@ -351,13 +306,13 @@ def show(session: Session, reference: Ref) -> None:
     )
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=LOOK,
+@packtrain.command(
+    panel=LOOK,
     epilog="packtrain history llama-finetuned",
 )
-@with_settings()
-def history(session: Session, name: Name) -> None:
+@model
+@takes()
+def history(session: Session, name: str) -> None:
     """Show what happened to a model, who did it and why.
 
     The events of its ledger, oldest first.
@@ -365,17 +320,14 @@ def history(session: Session, name: Name) -> None:
     session.print(session.client.history(name), text=text.history, document=documents.history)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=CHECK,
+@packtrain.command(
+    panel=CHECK,
     epilog="packtrain verify llama-finetuned --bytes",
 )
-@with_settings()
-def verify(
-    session: Session,
-    name: AnyName = None,
-    every_byte: Annotated[bool, typer.Option("--bytes", help="Read every byte in the store, too.")] = False,
-) -> None:
+@any_model
+@click.option("--bytes", "every_byte", is_flag=True, help="Read every byte in the store, too.")
+@takes()
+def verify(session: Session, name: str | None, every_byte: bool) -> None:
     """Check that everything is there and unchanged.
 
     Walks the ledger's chain, the records and the manifests, and names the first thing that does not hold (exit
@@ -385,3 +337,23 @@ def verify(
     session.print(verified, text=text.verified, document=documents.verified)
     if not verified:
         session.note("there are no models yet, so there is nothing to verify")
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs a command. Returns its exit code; raises PacktrainError."""
+    try:
+        with packtrain.make_context("packtrain", list(arguments)) as context:
+            code: int | None = packtrain.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        raise _usage_error(error) from error
+    return code or 0
+
+
+def _usage_error(error: click.UsageError) -> UsageError:
+    path = error.ctx.command_path if error.ctx else "packtrain"
+    hint = f"See: {path} --help"
+    if isinstance(error, click.NoSuchOption) and path.endswith((" serve", " run")):
+        hint = f"What is for vLLM stands after two dashes: {path} REFERENCE -- {error.option_name} ..."
+    return UsageError(error.format_message().rstrip("."), hint=hint)

@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from typing import Any
 
+from packtrain.cli import documents
 from packtrain.cli.terminal import answer, printable, say
 from packtrain.errors import INTERNAL_ERROR, INTERRUPTED, PacktrainError, PreflightRefused, exit_code
 
@@ -18,8 +19,8 @@ def failed(error: Exception, *, as_json: bool) -> int:
         return _bug(error, as_json=as_json)
     findings = error.findings if isinstance(error, PreflightRefused) else ()
     if as_json:
-        details = [{key: getattr(f, key) for key in ("level", "code", "where", "what", "fix")} for f in findings]
-        _document(type(error).__name__, error.message, error.hint, exit_code(error), findings=details)
+        more = {"findings": [documents.finding(finding) for finding in findings]} if findings else {}
+        _document(type(error).__name__, error.message, error.hint, exit_code(error), **more)
         return exit_code(error)
     say(f"error: {_one_line(error.message)}")
     for finding in findings:

@@ -4,67 +4,76 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
+import click
 
 SETTINGS = "Settings"
 
 
-class Command(TyperCommand):
-    """A command whose epilog is an example of it."""
+class Setting(click.Option):
+    """A flag of a setting, listed apart."""
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+
+class Command(click.Command):
+    """A command in a panel of the group's help. Its epilog is an example of it."""
+
+    def __init__(self, *args: Any, panel: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.panel = panel
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """As it is typed: what must be given, then what may be."""
-        parameters: list[Any] = self.get_params(ctx)
-        arguments = [p for p in parameters if p.param_type_name == "argument"]
+        arguments = [p for p in self.params if isinstance(p, click.Argument)]
+        required = [p for p in self.params if isinstance(p, click.Option) and p.required]
         return [
-            *(p.metavar for p in arguments if p.required),
-            *(f"{p.opts[0]} {p.metavar}" for p in parameters if p.required and p not in arguments),
+            *(_metavar(p, ctx) for p in arguments if p.required),
+            *(f"{p.opts[0]} {_metavar(p, ctx)}" for p in required),
             "[OPTIONS]",
-            *(p.metavar for p in arguments if not p.required),
+            *(_metavar(p, ctx) for p in arguments if not p.required),
         ]
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        _write_parameters(self, ctx, formatter)
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_options(self, ctx, formatter)
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer's signature
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         _write_lines("Example", self.epilog, formatter)
 
 
-class Group(TyperGroup):
+class Group(click.Group):
     """`packtrain` itself. Its epilog is the straight line."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+    command_class = Command
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for name, command in self.commands.items():
-            panel = command.rich_help_panel if isinstance(command, TyperCommand) else None
-            panels.setdefault(panel or "Commands", []).append((name, command.get_short_help_str(formatter.width)))
+            assert isinstance(command, Command)
+            panels.setdefault(command.panel, []).append((name, command.get_short_help_str(formatter.width)))
         width = max(len(name) for name in self.commands)
         for panel, rows in panels.items():
             with formatter.section(panel):
                 formatter.write_dl([(name.ljust(width), text) for name, text in rows])
-        _write_parameters(self, ctx, formatter)
+        _write_options(self, ctx, formatter)
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer's signature
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         _write_lines("The straight line", self.epilog, formatter)
 
 
-def _write_parameters(command: TyperCommand | TyperGroup, ctx: Any, formatter: Any) -> None:
-    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], SETTINGS: []}
-    parameters: list[Any] = command.get_params(ctx)
-    for parameter in parameters:
-        if parameter.param_type_name == "argument":
-            sections["Arguments"].append((parameter.metavar, parameter.help))
-        else:
-            usage, _ = parameter.get_help_record(ctx)
-            text = f"{parameter.help} (required)" if parameter.required else parameter.help
-            sections[parameter.rich_help_panel or "Options"].append((usage, text))
+def _metavar(parameter: click.Parameter, ctx: click.Context) -> str:
+    return parameter.metavar or parameter.make_metavar(ctx)
+
+
+def _write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    sections: dict[str, list[tuple[str, str]]] = {"Options": [], SETTINGS: []}
+    for parameter in command.get_params(ctx):
+        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+            sections[SETTINGS if isinstance(parameter, Setting) else "Options"].append(record)
     for title, rows in sections.items():
         if rows:
             with formatter.section(title):
                 formatter.write_dl(rows)
 
 
-def _write_lines(title: str, text: str | None, formatter: Any) -> None:
+def _write_lines(title: str, text: str | None, formatter: click.HelpFormatter) -> None:
     """Text that is not wrapped, because it is copied."""
     if text:
         with formatter.section(title):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from functools import cached_property, update_wrapper
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
+import click
 
-from packtrain.cli.helptext import SETTINGS
+from packtrain.cli.helptext import Setting
 from packtrain.cli.terminal import answer, say
 from packtrain.errors import UsageError
 
@@ -17,26 +16,38 @@ if TYPE_CHECKING:
     from packtrain.client import Client
 
 Result = TypeVar("Result")
+Function = Callable[..., Any]
+
+_META = "packtrain.flags"
 
 
-def _setting(flag: str, metavar: str, text: str) -> Any:
-    return Annotated[str | None, typer.Option(flag, metavar=metavar, help=text, rich_help_panel=SETTINGS)]
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """What was given is kept for the command. Flags after the command's name are read last, so they win."""
+    if value is not None and value is not False:
+        context.meta.setdefault(_META, {})[parameter.name] = value
+
+
+def _setting(flag: str, metavar: str, text: str) -> Callable[[Function], Function]:
+    return click.option(flag, cls=Setting, metavar=metavar, help=text, expose_value=False, callback=_keep)
 
 
 # Every setting, and --json. They may stand before the command's name or after it.
-FLAGS: Mapping[str, Any] = {
+FLAGS: Mapping[str, Callable[[Function], Function]] = {
+    "json": click.option(
+        "--json",
+        is_flag=True,
+        help="The result as JSON on stdout, progress as JSON lines on stderr.",
+        expose_value=False,
+        callback=_keep,
+    ),
     "store": _setting("--store", "URL", "Where models are: file:///PATH or s3://BUCKET/PREFIX."),
     "registry": _setting("--registry", "URL", "Where versions are registered; 'store': in the store itself."),
     "cache_dir": _setting("--cache-dir", "DIR", "Where this node keeps its snapshots."),
     "actor": _setting("--actor", "WHO", "Who is written into the ledger."),
     "vllm": _setting("--vllm", "COMMAND", "The command that starts vLLM."),
     "llamafactory": _setting("--llamafactory", "COMMAND", "The command that starts LLaMA-Factory."),
-    "json": Annotated[
-        bool,
-        typer.Option("--json", help="The result as JSON on stdout, progress as JSON lines on stderr."),
-    ],
 }
-EVERYWHERE = ("store", "registry", "cache_dir", "json")
+EVERYWHERE = ("json", "store", "registry", "cache_dir")
 
 
 class Session:
@@ -73,54 +84,18 @@ class Session:
             say(line)
 
 
-def with_settings(*more: str) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
-    """Makes a command of a function that takes a `Session` first: it gets the flags of the settings that it uses."""
-    flags = [name for name in FLAGS if name in EVERYWHERE or name in more]
+def takes(*flags: str) -> Callable[[Function], Function]:
+    """Gives a command the flags that all have and these, which it sees only through the `Session` that becomes its
+    first argument."""
 
-    def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
-        _session, *own = inspect.signature(function, eval_str=True).parameters.values()
+    def decorate(function: Function) -> Function:
+        @click.pass_context
+        def command(context: click.Context, /, **values: Any) -> Any:
+            return function(Session(context.meta.get(_META, {})), **values)
 
-        def command(context: typer.Context, **values: Any) -> int | None:
-            given = {name: values.pop(name) for name in flags}
-            return function(Session({**before_the_command(context), **_given(given)}), **values)
-
-        return _declared(command, function, [*own, *(_parameter(name) for name in flags)])
+        wrapped: Function = update_wrapper(command, function)
+        for name in reversed([name for name in FLAGS if name in EVERYWHERE or name in flags]):
+            wrapped = FLAGS[name](wrapped)
+        return wrapped
 
     return decorate
-
-
-def root(function: Callable[..., None]) -> Callable[..., Any]:
-    """Makes the group's own callback, which keeps the flags that stand before the command's name."""
-
-    def callback(context: typer.Context, **values: Any) -> None:
-        context.obj = _given({name: values.pop(name) for name in FLAGS})
-        function(**values)
-
-    own = inspect.signature(function, eval_str=True).parameters.values()
-    return _declared(callback, function, [*own, *(_parameter(name) for name in FLAGS)])
-
-
-def before_the_command(context: typer.Context) -> dict[str, Any]:
-    """The flags that stood before the command's name."""
-    return context.obj or {}
-
-
-def _declared(
-    command: Callable[..., Any], function: Callable[..., Any], parameters: list[inspect.Parameter]
-) -> Callable[..., Any]:
-    """``command`` with the name and help of ``function``, and the parameters that typer shall make of it."""
-    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    command.__name__, command.__doc__ = function.__name__, function.__doc__
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [context, *keyword_only]}
-    command.__signature__ = inspect.Signature([context, *keyword_only])  # type: ignore[attr-defined]
-    return command
-
-
-def _parameter(name: str) -> inspect.Parameter:
-    default = False if name == "json" else None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=FLAGS[name])
-
-
-def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None and value is not False}

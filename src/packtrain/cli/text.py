@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 NONE = "-"
 
+_SPEED = ("_runtime", "_per_second")  # metrics of the machine, not of the model
+
 
 def size(count: int) -> str:
     """Bytes in decimal units, as disks and networks are sold: 14.2 GB."""
@@ -100,15 +102,16 @@ def show(entry: Entry, url: str) -> str:
 def _lineage(lineage: Lineage) -> list[tuple[str, str]]:
     training = " ".join(filter(None, (lineage.stage, lineage.finetuning_type)))
     epochs = f" in {number(lineage.epochs)} epochs" if lineage.epochs is not None else ""
+    metrics = {key: number(value) for key, value in sorted(lineage.metrics.items()) if not key.endswith(_SPEED)}
     lora = _pairs({key: "+".join(map(str, v)) if isinstance(v, list) else v for key, v in lineage.lora.items()})
     return [
         ("base model", lineage.base_model or UNKNOWN),
-        ("adapter", lineage.adapter or UNKNOWN),
+        *([("adapter", lineage.adapter)] if lineage.adapter else []),
         ("datasets", ", ".join(dataset.name for dataset in lineage.datasets) or UNKNOWN),
         ("template", lineage.template or UNKNOWN),
         ("training", training or UNKNOWN),
-        ("lora", lora or UNKNOWN),
-        ("metrics", _pairs({key: number(value) for key, value in sorted(lineage.metrics.items())}) or UNKNOWN),
+        *([("lora", lora)] if lora else []),
+        ("metrics", _pairs(metrics) or UNKNOWN),
         ("steps", f"{lineage.steps}{epochs}" if lineage.steps is not None else UNKNOWN),
         ("tools", _pairs(dict(sorted(lineage.tools.items()))) or UNKNOWN),
         ("git revision", lineage.git_revision or UNKNOWN),

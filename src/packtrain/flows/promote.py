@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packtrain.model.ledger import Draft, State
-from packtrain.model.reference import Reference
+from packtrain.model.reference import Reference, check_name
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Registry
 
@@ -42,6 +42,7 @@ def roll_back(registry: Registry, name: str, alias: str, *, to: int | None, expe
 
     Two people who roll back at once go back once: the second is told that it has happened (Conflict).
     """
+    check_name(name)
     seen = registry.read(name).state.current(alias) if expect is None else expect
     _, event = registry.change(name, lambda state: state.roll_back(alias, to=to, expect=seen, reason=reason))
     assert event is not None

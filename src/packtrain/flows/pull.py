@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packtrain.cache import Cache, Partial
-from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable
+from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable, disk_error
 from packtrain.flows import transfer
 from packtrain.model.ledger import Log
 from packtrain.model.manifest import FILE_NAME, Manifest, refuse_unsafe
@@ -104,7 +104,7 @@ def _pull_to(
     """A directory of the user's own, completed beside its place and renamed into it."""
     with cache.fetching(version.digest, on_wait=lambda: reporter.note(f"waiting: another process pulls {version}")):
         manifest = read_manifest(store, version)
-        if target.exists() and any(target.iterdir()):
+        if _is_occupied(target):
             if not _holds(target, version):
                 raise Refused(
                     f"{target} is not empty and does not hold {version}; nothing was written",
@@ -116,6 +116,16 @@ def _pull_to(
         fetched = _complete(store, version, manifest, partial, reporter, clock)
         partial.publish_as(target)
         return Snapshot(target, version, fetched)
+
+
+def _is_occupied(target: Path) -> bool:
+    """Whether it is a directory that is not empty. Raises LocalDiskError if it cannot become one."""
+    try:
+        return any(target.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise disk_error(error, f"{target} cannot be used as a folder") from error
 
 
 def _complete(
