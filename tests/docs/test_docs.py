@@ -6,12 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from packtrain import errors
 from packtrain.model import ledger, lineage, manifest
 from packtrain.model.ledger import _ACTIONS
+from packtrain.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -72,3 +75,17 @@ def test_every_action_and_schema_is_described() -> None:
 def test_the_readme_begins_with_the_two_commands() -> None:
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.strip()]
     assert lines[2].startswith("make demo") and lines[3].startswith("make test")
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d+) \| (?:`(\w+)`)? ?\|", (ROOT / "docs" / "exit-codes.md").read_text(), re.MULTILINE)
+    documented = {name: int(code) for code, name in rows if name}
+    assert documented == {kind.__name__: code for kind, code in errors.EXIT_CODES.items()}
+    assert {int(code) for code, name in rows if not name} == {0, errors.INTERNAL_ERROR, errors.INTERRUPTED, 143}
+
+
+def test_every_setting_is_described() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `--([a-z-]+)` \|", page, re.MULTILINE)
+    names = [field.name for field in fields(Settings)]
+    assert rows == [(name, f"PACKTRAIN_{name.upper()}", name.replace("_", "-")) for name in names]
