@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,7 +185,7 @@ def serving(environment: dict[str, str]) -> Iterator[int]:
         server = subprocess.Popen(["packtrain", *arguments], stdout=output, stderr=output, env=environment)
     try:
         with console.status(f"vLLM is starting (its output: {log.relative_to(ROOT)})"):
-            wait_until_ready(port, server, log)
+            wait_until_ready(server, log)
         for line in log.read_text(errors="replace").splitlines():
             if line.startswith(("fetching:", "serving ", f"{NAME} is ready")):  # the rest is vLLM's own
                 say(line.replace(f"{ROOT}/", ""))
@@ -196,17 +195,15 @@ def serving(environment: dict[str, str]) -> Iterator[int]:
         server.wait()
 
 
-def wait_until_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + READY_WITHIN
     while time.monotonic() < deadline:
         if server.poll() is not None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
             raise DemoError(f"packtrain serve ended with {server.returncode}:\n{tail}")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+        if f"{NAME} is ready at " in log.read_text(errors="replace"):
+            return
+        time.sleep(0.2)
     raise DemoError(f"vLLM was not ready within {READY_WITHIN} s; see {log}")
 
 
