@@ -1,7 +1,9 @@
-"""What this machine has seen of each ledger: the events' own bytes, one a line, in one file for each model.
+"""What this machine has seen of each ledger: one file for each model, with a line for each event, its SHA-256 and its
+own bytes.
 
 It makes reading cheap (only the tail is fetched) and history tamper-evident (a ledger must extend what was seen).
-Losing it loses no data, only that evidence; a line that a crash cut short is dropped.
+Losing it loses no data, only that evidence. The SHA-256 tells a damaged line, which is dropped and fetched again, from
+evidence that the ledger was changed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from packtrain.errors import IntegrityError
+from packtrain.model.digest import Digest
 from packtrain.model.ledger import Log
+
+_DIGEST = 64 + 1  # hexadecimal digits and a space
 
 
 class SeenLedgers:
@@ -27,10 +32,10 @@ class SeenLedgers:
 
     def names(self) -> list[str]:
         """The registered models of which something was seen."""
-        return [path.stem for path in self._directory.glob("*.jsonl")]
+        return [path.stem for path in self._directory.glob("*.events")]
 
     def path(self, name: str) -> Path:
-        return self._directory / f"{name}.jsonl"
+        return self._directory / f"{name}.events"
 
     def load(self, name: str) -> Log:
         """The log as it was last seen; empty if it never was."""
@@ -40,24 +45,27 @@ class SeenLedgers:
             return Log(name)
         log = Log(name)
         for line in data.split(b"\n")[:-1]:
+            event = line[_DIGEST:]
             try:
-                log.extend(line)
+                if line != _line(event):
+                    break
+                log.extend(event)
             except IntegrityError:
-                break  # damaged: what follows is fetched again
+                break
         return log
 
     def save(self, log: Log) -> None:
         """Remembers a log that extends what is remembered. What is damaged is written anew."""
-        events = [event.encode() for event in log.events]
+        seen = [_line(event.encode()) for event in log.events]
         try:
             with self._exclusive(log.name) as file:
                 lines = file.read().split(b"\n")[:-1]  # what follows the last newline was cut short by a crash
-                same = sum(1 for _ in takewhile(operator.truth, map(operator.eq, lines, events)))
-                if same == len(events):
+                same = sum(1 for _ in takewhile(operator.truth, map(operator.eq, lines, seen)))
+                if same == len(seen):
                     return  # another process has seen as much, or more
                 file.seek(sum(len(line) + 1 for line in lines[:same]))
                 file.truncate()
-                file.writelines(event + b"\n" for event in events[same:])
+                file.writelines(line + b"\n" for line in seen[same:])
         except OSError:
             return
 
@@ -68,3 +76,7 @@ class SeenLedgers:
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
+
+
+def _line(event: bytes) -> bytes:
+    return Digest.of(event).hex.encode() + b" " + event
