@@ -1,0 +1,277 @@
+"""Every command, over a store in a folder: what it does, what it prints, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packtrain.testing.stub_vllm import write_executable
+from tests.programs.conftest import Cli, Models
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
+
+
+def documented(command: str) -> Any:
+    """The document that docs/commands.md shows for a command."""
+    section = PAGE.read_text().partition(f"\n## {command}\n")[2].partition("\n## ")[0]
+    return json.loads(re.findall(r"```json\n(.*?)```", section, re.DOTALL)[0])
+
+
+def shape(document: Any) -> Any:
+    """What a program may rely on: the keys, in lists those of the first entry."""
+    if isinstance(document, list):
+        return [shape(document[0])] if document else []
+    if isinstance(document, dict):
+        return sorted(document)
+    return type(document)
+
+
+def test_the_way_of_a_model(cli: Cli, models: Models) -> None:
+    empty = cli.run("models")
+    assert empty.stdout == ""
+    assert "packtrain publish" in empty.stderr
+
+    dry = cli.run("publish", models.first, "--name", "llama", "--dry-run")
+    assert "would get a new version" in dry.stdout
+    assert cli.out("models") == ""
+
+    first = cli.run("publish", models.first, "--name", "llama")
+    assert re.fullmatch(r"llama/1: merged, 1\.1 MB, sha256:[0-9a-f]{64}; 1\.1 MB uploaded\n", first.stdout)
+    assert "hashing: 1.1 MB" in first.stderr
+    assert first.stderr.splitlines()[-1] == "next: packtrain promote llama/1 --to production"
+    assert "llama/1 holds these bytes already" in cli.out("publish", models.first, "--name", "llama")
+
+    assert cli.out("promote", "llama/1", "--to", "production") == "llama@production: not set -> 1\n"
+    assert cli.out("promote", "llama/1", "--to", "production") == "llama@production: 1 already\n"
+    second = cli.out("publish", models.second, "--name", "llama", "--alias", "production")
+    assert second.splitlines()[1] == "llama@production: 1 -> 2"
+
+    snapshot = cli.run("pull", "llama@production")
+    path = Path(snapshot.stdout.removesuffix("\n"))
+    assert path.is_dir()
+    assert (path / "config.json").read_bytes() == (models.second / "config.json").read_bytes()
+    assert not stat.S_IMODE((path / "config.json").stat().st_mode) & 0o222
+    assert cli.out("pull", "llama@production") == snapshot.stdout
+    there = cli.home / "there"
+    assert cli.out("pull", "models:/llama/1", "--to", there) == f"{there}\n"
+    weights = "model.safetensors"
+    assert (there / weights).read_bytes() == (models.first / weights).read_bytes()
+
+    url = cli.out("url", "llama/1").removesuffix("\n")
+    assert (Path(url.removeprefix("file://")) / weights).read_bytes() == (models.first / weights).read_bytes()
+
+    assert cli.out("rollback", "llama", "--reason", "worse") == "llama@production: 2 -> 1\n"
+    assert cli.out("archive", "llama/2", "--reason", "worse") == "llama/2 is archived\n"
+    assert "1 version whole" in cli.out("verify")
+    assert "all 1.1 MB read and right" in cli.out("verify", "llama", "--bytes")
+
+
+def test_an_adapter_says_where_it_came_from(cli: Cli, models: Models) -> None:
+    cli.run("publish", models.base, "--name", "base")
+    done = cli.run("publish", models.adapter, "--name", "tone", "--base", "base/1")
+    assert "left behind: training_args.bin (" in done.stderr
+    assert done.stdout.startswith("tone/1: adapter, ")
+
+    card = dict(re.split(r"  +", line, maxsplit=1) for line in cli.out("show", "tone").splitlines())
+    assert card["version"] == "tone/1"
+    assert card["base"].startswith("base/1 (sha256:")
+    assert "eval_loss 0.5" in card["metrics"]
+    assert card["git revision"] == "unknown"
+
+    head, tone, base = cli.out("models").splitlines()[:1] + cli.out("models").splitlines()[:0:-1]
+    columns = [match.start() for match in re.finditer(r"\S+( \(UTC\))?", head)]
+    cells = {head[a:b].strip(): tone[a:b].strip() for a, b in zip(columns, [*columns[1:], None], strict=True)}
+    assert cells["NAME"] == "tone"
+    assert cells["KIND"] == "adapter"
+    assert cells["LOSS"] == "0.5"
+    assert cells["ACCURACY"] == "0.75"
+    assert cells["ALIASES"] == "-"
+    assert cells["BY"] == "alice"
+    assert base.split()[:2] == ["base", "1"]
+    assert cli.json("show", "tone")["base"]["name"] == "base"
+
+
+def test_history_says_who_did_what_and_why(published: Cli) -> None:
+    lines = published.out("history", "llama").splitlines()
+    assert lines[0].split() == ["#", "TIME", "(UTC)", "WHO", "WHAT", "WHY"]
+    assert [line.split()[0] for line in lines[1:]] == [str(n) for n in range(1, 9)]
+    assert "promoted @production: 1 -> 2" in lines[8]
+    assert lines[8].endswith("publish --alias")
+
+
+def test_nothing_that_others_wrote_reaches_the_terminal_raw(cli: Cli, models: Models) -> None:
+    cli.run("publish", models.first, "--name", "llama")
+    cli.run("promote", "llama/1", "--to", "staging", "--reason", "good\x1b[2J\nnews\r\u202e", "--actor", "eve\x1b[31m")
+    shown = cli.out("history", "llama")
+    assert r"eve\x1b[31m" in shown
+    assert r"good\x1b[2J\nnews\r\u202e" in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("pull", ["llama@production"]),
+        ("url", ["llama@production"]),
+        ("models", ["llama"]),
+        ("show", ["llama/1"]),
+        ("history", ["llama"]),
+        ("verify", []),
+    ],
+)
+def test_documents_are_as_documented(published: Cli, command: str, arguments: list[str]) -> None:
+    assert shape(published.json(command, *arguments)) == shape(documented(command))
+
+
+def test_documents_of_changes_are_as_documented(cli: Cli, models: Models) -> None:
+    published = cli.json("publish", models.first, "--name", "llama", "--alias", "staging")
+    assert shape(published) == shape(documented("publish"))
+    assert shape(published["alias"]) == shape(documented("publish")["alias"])
+    assert (published["version"], published["created"], published["alias"]["from"]) == (1, True, None)
+    again = cli.json("publish", models.first, "--name", "llama")
+    assert (again["version"], again["created"], again["alias"]) == (1, False, None)
+    cli.json("publish", models.second, "--name", "llama")
+    move = cli.json("promote", "llama/2", "--to", "staging", "--expect", "1")
+    assert shape(move) == shape(documented("promote"))
+    assert move == {"name": "llama", "alias": "staging", "from": 1, "to": 2, "moved": True}
+    assert cli.json("rollback", "llama", "--alias", "staging")["to"] == 1
+    archived = cli.json("archive", "llama/2")
+    assert shape(archived) == shape(documented("archive"))
+    assert archived["archived"] is True
+    assert cli.json("models", "llama")[0]["version"] == 2
+
+
+def test_settings_stand_before_or_after_the_command_and_the_last_one_wins(published: Cli, tmp_path: Path) -> None:
+    elsewhere = f"file://{tmp_path}"
+    store = published.environment["PACKTRAIN_STORE"]
+    assert published.out("--store", elsewhere, "models") == ""
+    assert published.out("models", "--store", elsewhere) == ""
+    assert published.out("--store", elsewhere, "models", "--store", store) == published.out("models")
+    assert json.loads(published.out("--json", "url", "llama"))["url"].startswith(store)
+
+
+def test_progress_on_a_terminal_is_a_bar_and_stdout_stays_clean(cli: Cli, models: Models) -> None:
+    cli.run("publish", models.first, "--name", "llama")
+    for colour in (True, False):
+        cli.environment |= {"TERM": "xterm-256color", **({} if colour else {"NO_COLOR": "1"})}
+        master, terminal = pty.openpty()
+        pieces: list[bytes] = []
+        reader = threading.Thread(target=_read_all, args=(master, pieces))
+        reader.start()
+        done = cli.run("pull", "llama", "--to", cli.home / f"pulled-{colour}", stderr=terminal)
+        os.close(terminal)
+        reader.join()
+        shown = b"".join(pieces).decode()
+        assert done.stdout == f"{cli.home}/pulled-{colour}\n"
+        assert "fetching" in shown
+        assert "1.1/1.1 MB" in shown
+        assert "\x1b[?25h" in shown  # the cursor is back
+        assert bool(re.search(r"\x1b\[(\d+;)*3\d", shown)) == colour
+
+
+def _read_all(descriptor: int, pieces: list[bytes]) -> None:
+    while True:
+        try:
+            piece = os.read(descriptor, 4096)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        pieces.append(piece)
+    os.close(descriptor)
+
+
+# Engines
+
+
+def _program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def _export_yaml(cli: Cli) -> Path:
+    path = cli.home / "merge.yaml"
+    path.write_text(f"model_name_or_path: base\nexport_dir: {cli.home / 'merged'}\n")
+    return path
+
+
+def test_export_runs_llamafactory_and_publishes_what_it_wrote(cli: Cli, models: Models) -> None:
+    target = shlex.quote(str(cli.home / "merged"))
+    llamafactory = _program(cli.home / "lf", f'echo "merging $1 $2"; cp -r {shlex.quote(str(models.first))} {target}')
+    done = cli.run("export", _export_yaml(cli), "--name", "llama", "--llamafactory", llamafactory)
+    assert done.stdout.startswith("llama/1: merged, ")
+    assert "merging export " in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_ends_what_it_started(cli: Cli, number: signal.Signals, code: int) -> None:
+    alive = cli.home / "alive"
+    os.mkfifo(alive)
+    llamafactory = _program(cli.home / "lf", f"exec 3>{shlex.quote(str(alive))}; echo started >&3; exec sleep 600")
+    process = subprocess.Popen(
+        cli.command("export", _export_yaml(cli), "--name", "llama", "--llamafactory", llamafactory),
+        env=cli.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with alive.open() as fifo:
+        assert fifo.readline() == "started\n"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+        assert fifo.read() == ""  # ends when the last process that holds it has ended
+    assert process.returncode == code
+    assert output == ""
+    assert "Traceback" not in errors
+    if number == signal.SIGINT:
+        assert errors.splitlines()[-1].startswith("interrupted: run the same command again")
+
+
+@pytest.mark.parametrize("command", ["serve", "run"])
+def test_an_engine_serves_the_version(published: Cli, tmp_path: Path, command: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    vllm = write_executable(tmp_path / "vllm")
+    process = subprocess.Popen(
+        published.command(
+            command, "llama@production", "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"
+        ),
+        env=published.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        answer = _ask_when_ready(f"http://127.0.0.1:{port}/v1/models", process)
+        assert [model["id"] for model in answer["data"]] == ["llama"]
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "serving llama/2 (sha256:" in errors
+    assert ("is ready at" in errors) == (command == "serve")
+
+
+def _ask_when_ready(url: str, process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                return json.load(reply)
+        except OSError:
+            time.sleep(0.05)
+    return pytest.fail(f"no answer; the command ended with {process.poll()}")
