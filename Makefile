@@ -36,7 +36,7 @@ engines: .venv/.ready ## the environments of LLaMA-Factory and vLLM (.engines/)
 	$(BIN)/python tools/engines.py all
 
 bench: .venv/.ready ## publish and pull against the tools one would use instead
-	$(BIN)/python bench/run.py
+	$(BIN)/python bench/transfer.py
 
 lock: .venv/.ready ## the pinned requirements, resolved anew
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --group dev pyproject.toml \

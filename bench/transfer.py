@@ -1,6 +1,6 @@
 """Publish and pull against the tools one would use instead, side by side in one run.
 
-    python bench/run.py [--megabytes 1024] [--runs 5]
+    python bench/transfer.py [--megabytes 1024] [--runs 5]
 
 Each run does every contender once, in turn, on the same tiny-layered model of random bytes in four shards; a row is
 the median of the runs with the spread, as whole-process wall and CPU seconds and peak memory, and the ratio of the
