@@ -258,12 +258,17 @@ def test_an_engine_serves_the_version(published: Cli, tmp_path: Path, command: s
     try:
         answer = _ask_when_ready(f"http://127.0.0.1:{port}/v1/models", process)
         assert [model["id"] for model in answer["data"]] == ["llama"]
+        assert process.stderr is not None
+        said = ""
+        while command == "serve" and "is ready at" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
     finally:
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "serving llama/2 (sha256:" in errors
-    assert ("is ready at" in errors) == (command == "serve")
+    assert "serving llama/2 (sha256:" in said + errors
 
 
 def _ask_when_ready(url: str, process: subprocess.Popen[str]) -> Any:

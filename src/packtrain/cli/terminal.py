@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import TextIO
 
 from packtrain.errors import disk_error
 
@@ -22,8 +23,10 @@ def printable(text: str) -> str:
 
 def say(line: str) -> None:
     """One line on stderr. That nobody reads it any more must not stop the work that it tells of."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _abandon(sys.stderr)
 
 
 def answer(text: str) -> None:
@@ -45,5 +48,9 @@ def answer(text: str) -> None:
 
 def abandon_stdout() -> None:
     """So that what is still in its buffer is not complained about once more when the process ends."""
+    _abandon(sys.stdout)
+
+
+def _abandon(stream: TextIO) -> None:
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
