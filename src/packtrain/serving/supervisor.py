@@ -49,7 +49,7 @@ def supervise(launch: Launch, executable: str, keep_fds: Collection[int], *, rep
     endpoint, hidden = launch.arguments.endpoint, launch.arguments.hides_health
     refuse_taken_port(endpoint)
 
-    reporter.note(f"starting vLLM for {launch.name} ({launch.fingerprint}) on {launch.model}")
+    reporter.note("starting vLLM")
     if hidden:
         reporter.note(f"with {hidden}, whether vLLM is ready cannot be seen from here: its log says it")
     with _received_signals() as signals, _adopting_orphans():
@@ -86,8 +86,8 @@ def _watch(
     deadline: float | None = None  # for its end, once it was told to stop
     with _exit_of(leader) as ended:
         while True:
-            asking = endpoint is not None and not ready and deadline is None
-            timeout = POLL if asking or deadline is not None else None
+            waiting = (endpoint is not None and not ready) or deadline is not None
+            timeout = POLL if waiting else None
             if ended in select.select([ended, signals.descriptor], [], [], timeout)[0]:
                 return ready, deadline is not None
 
@@ -98,14 +98,14 @@ def _watch(
                 os.kill(leader, signum)
                 if signum in STOPS and deadline is None:
                     deadline = clock.monotonic() + grace
-                    reporter.note(f"stopping vLLM, which has {grace:.0f} s for it; Ctrl-C (again) kills it at once")
+                    reporter.note(f"stopping vLLM, for at most {grace:.0f} s; another Ctrl-C kills it at once")
 
             if deadline is not None and clock.monotonic() >= deadline:
                 deadline = math.inf
                 reporter.note("killing vLLM")
                 os.killpg(leader, signal.SIGKILL)
 
-            if asking and endpoint is not None and _is_healthy(endpoint):
+            if endpoint is not None and not ready and deadline is None and _is_healthy(endpoint):
                 ready = True
                 reporter.note(f"{name} is ready at {endpoint.url} after {clock.monotonic() - started:.0f} s")
 

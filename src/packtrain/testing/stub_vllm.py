@@ -35,7 +35,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.in_flight += 1
         try:
-            wait_while_exists(os.environ.get("STUB_VLLM_ANSWERING"))
+            wait_while(lambda: exists(os.environ.get("STUB_VLLM_ANSWERING")))
             self.complete(json.loads(body))
         except (ValueError, KeyError, TypeError) as error:
             self.fail(HTTPStatus.BAD_REQUEST, f"not a request: {error!r}")
@@ -208,27 +208,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def serve(wanted: argparse.Namespace) -> int:
-    told_to_stop = threading.Event()
+    signals = list[int]()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: told_to_stop.set())
+        signal.signal(signum, lambda number, _: signals.append(number))
 
     fingerprint = {"custom": wanted.fingerprint_value, "none": None}.get(wanted.fingerprint_mode, "stub-vllm")
     server = Server(wanted.host, wanted.port, fingerprint, crash="STUB_VLLM_CRASH" in os.environ)
     server.models = {model.name: model for model in load(wanted)}
-    child = subprocess.Popen([sys.executable, __file__, "engine-core"])
-    server.engine_core = child.pid
-    wait_while_exists(os.environ.get("STUB_VLLM_LOADING"), unless=told_to_stop)
-
-    if not told_to_stop.is_set():
-        server.server_activate()
-        threading.Thread(target=server.serve_forever, args=(TICK,), daemon=True).start()
-        told_to_stop.wait()
-        drained_by = time.monotonic() + wanted.shutdown_timeout
-        while server.in_flight and time.monotonic() < drained_by:
-            time.sleep(TICK)
-    server.server_close()
-    child.terminate()
-    child.wait()
+    with subprocess.Popen([sys.executable, __file__, "engine-core"], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()  # it is up
+            server.engine_core = child.pid
+            wait_while(lambda: exists(os.environ.get("STUB_VLLM_LOADING")) and not signals)
+            if not signals:
+                server.server_activate()
+                threading.Thread(target=server.serve_forever, args=(TICK,), daemon=True).start()
+                wait_while(lambda: not signals)
+                drained_by = time.monotonic() + wanted.shutdown_timeout
+                wait_while(lambda: server.in_flight > 0 and time.monotonic() < drained_by)
+            server.server_close()
+        finally:
+            child.terminate()
     return 0
 
 
@@ -282,15 +283,20 @@ def engine_core() -> int:
     if "STUB_VLLM_STUBBORN_CHILD" in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = os.getppid()
+    print("up", flush=True)
     while os.getppid() == parent:
         time.sleep(0.5)
     time.sleep(ORPHANED_CHILD_LIVES)
     return 0
 
 
-def wait_while_exists(path: str | None, unless: threading.Event | None = None) -> None:
-    while path and Path(path).exists() and not (unless and unless.is_set()):
+def wait_while(condition: Callable[[], bool]) -> None:
+    while condition():
         time.sleep(TICK)
+
+
+def exists(path: str | None) -> bool:
+    return path is not None and Path(path).exists()
 
 
 if __name__ == "__main__":
