@@ -111,6 +111,7 @@ def test_who_loses_the_race_for_what_it_expects_is_told_so(store: Store, tmp_pat
     assert fast.read("m").state.trails == {"production": (1,)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["directory", "s3"])
 def test_ten_processes_make_twenty_promotes_each(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Every outcome that a process was told equals what the ledger says. Half of them share one machine's memory."""

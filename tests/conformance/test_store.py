@@ -108,6 +108,7 @@ def test_create_does_not_replace_an_upload(store: Store) -> None:
     assert store.get("k") == b"uploaded"
 
 
+@pytest.mark.slow
 def test_of_racing_creators_one_wins(store: Store) -> None:
     outcomes = race(16, lambda number: store.create("ledger/m/7", b"writer %d" % number))
     winners = [number for number, error in enumerate(outcomes) if error is None]

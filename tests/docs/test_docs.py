@@ -15,6 +15,7 @@ from packtrain import errors
 from packtrain.model import ledger, lineage, manifest
 from packtrain.model.ledger import _ACTIONS
 from packtrain.settings import Settings
+from packtrain.storage import aws
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -30,6 +31,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs(tmp_path: Path) -> None:
     """Every ```bash block, in order, in an empty home."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "quickstart.md").read_text(), re.DOTALL)
@@ -89,3 +91,10 @@ def test_every_setting_is_described() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `--([a-z-]+)` \|", page, re.MULTILINE)
     names = [field.name for field in fields(Settings)]
     assert rows == [(name, f"PACKTRAIN_{name.upper()}", name.replace("_", "-")) for name in names]
+
+
+def test_every_variable_that_finds_s3_is_described() -> None:
+    read = set(re.findall(r'"(AWS_\w+)"', Path(aws.__file__).read_text()))
+    section = (ROOT / "docs" / "settings.md").read_text().partition("\n## S3\n")[2].partition("\n## ")[0]
+    # obstore reads these two by itself, as the static keys that go with AWS_ACCESS_KEY_ID
+    assert set(re.findall(r"`(AWS_\w+)`", section)) == read | {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}

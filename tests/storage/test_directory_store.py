@@ -287,6 +287,7 @@ def _create(url: str, barrier: Barrier, number: int) -> None:
         raise SystemExit(17) from None
 
 
+@pytest.mark.slow
 def test_of_racing_processes_one_creates(store: DirectoryStore, root: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(4)

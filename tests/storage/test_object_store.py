@@ -256,6 +256,7 @@ def test_a_server_that_closes_in_the_middle_every_time(monkeypatch: pytest.Monke
 # Uploading
 
 
+@pytest.mark.slow
 def test_a_failed_upload_is_aborted(store: ObjectStore, s3_environment: S3Server) -> None:
     """Parts of an upload that nobody ends cost money and show nowhere."""
 
@@ -293,6 +294,7 @@ def test_a_body_is_not_read_to_its_end_when_sending_fails(monkeypatch: pytest.Mo
     assert len(taken) < 100
 
 
+@pytest.mark.slow
 def test_an_upload_takes_bounded_memory(s3_environment: S3Server) -> None:
     program = """
 import os, resource
