@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from packtrain.errors import disk_error
 from packtrain.model.ledger import Event
 from packtrain.model.reference import Reference
 from packtrain.model.version import ModelVersion
@@ -29,6 +30,13 @@ class Silent:
     def advance(self, count: int) -> None: ...
     def end(self) -> None: ...
     def note(self, text: str) -> None: ...
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise disk_error(error, "the working directory cannot be found") from error
 
 
 class Client:
@@ -64,7 +72,7 @@ class Client:
             "vllm": vllm,
             "llamafactory": llamafactory,
         }
-        self.settings: Settings = load(given, environ=os.environ, directory=Path.cwd())
+        self.settings: Settings = load(given, environ=os.environ, directory=_working_directory())
         self._reporter: Reporter = reporter or Silent()
         self._parts: Parts = wire(self.settings)
 

@@ -43,7 +43,7 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
         if value := environ.get(f"PACKTRAIN_{name.upper()}"):
             values[name] = value
     values.update({name: value for name, value in flags.items() if value is not None})
-    cache_dir = Path(values.pop("cache_dir")).expanduser().absolute()
+    cache_dir = _with_home(values.pop("cache_dir")).absolute()
     return Settings(cache_dir=cache_dir, **values)
 
 
@@ -70,7 +70,7 @@ def _user() -> str:
 
 def _find_file(environ: Mapping[str, str], directory: Path) -> Path | None:
     if named := environ.get("PACKTRAIN_CONFIG"):
-        path = Path(named).expanduser()
+        path = _with_home(named)
         if not path.is_file():
             raise UsageError(f"PACKTRAIN_CONFIG names {path}, which is not a file")
         return path
@@ -78,6 +78,14 @@ def _find_file(environ: Mapping[str, str], directory: Path) -> Path | None:
         if (folder / FILE_NAME).is_file():
             return folder / FILE_NAME
     return None
+
+
+def _with_home(path: str) -> Path:
+    """The path, with ~ and ~USER as the home of that user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: there is no such user's home", hint="Write the path from / on.") from error
 
 
 def _from_file(path: Path) -> dict[str, str]:

@@ -54,6 +54,9 @@ def test_the_way_of_a_model(cli: Cli, models: Models) -> None:
     assert "hashing: 1.1 MB" in first.stderr
     assert first.stderr.splitlines()[-1] == "next: packtrain promote llama/1 --to production"
     assert "llama/1 holds these bytes already" in cli.out("publish", models.first, "--name", "llama")
+    assert cli.out("publish", models.first, "--name", "forced").startswith("forced/1: ")
+    forced = cli.out("publish", models.first, "--name", "forced", "--force")
+    assert forced.startswith("forced/2: merged, ") and forced.endswith("; 0 B uploaded\n")
 
     assert cli.out("promote", "llama/1", "--to", "production") == "llama@production: not set -> 1\n"
     assert cli.out("promote", "llama/1", "--to", "production") == "llama@production: 1 already\n"
@@ -240,8 +243,10 @@ def test_an_interrupted_command_ends_what_it_started(cli: Cli, number: signal.Si
         assert errors.splitlines()[-1].startswith("interrupted: run the same command again")
 
 
-@pytest.mark.parametrize("command", ["serve", "run"])
-def test_an_engine_serves_the_version(published: Cli, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "stop"), [("serve", signal.SIGINT), ("serve", signal.SIGTERM), ("run", signal.SIGTERM)]
+)
+def test_an_engine_serves_the_version(published: Cli, tmp_path: Path, command: str, stop: signal.Signals) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -265,7 +270,7 @@ def test_an_engine_serves_the_version(published: Cli, tmp_path: Path, command: s
             assert line, said
             said += line
     finally:
-        process.terminate()
+        process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "serving llama/2 (sha256:" in said + errors

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from packtrain import cli as program
 from packtrain import errors
+from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_base
 from tests.programs.conftest import Cli, Models
 
@@ -44,6 +46,8 @@ def test_2_what_makes_no_sense(published: Cli) -> None:
     assert said(published.run("models", "--store", "", code=2))[0] == "--store is empty"
     assert "reserved" in said(published.run("promote", "llama", "--to", "v3", code=2))[0]
     published.run("rollback", "", code=2)
+    assert "no such user" in said(published.run("models", "--cache-dir", "~nobody-here/x", code=2))[0]
+    published.run("run", "llama", "--vllm", "~nobody-here/vllm", code=9)
 
 
 def test_3_what_cannot_be_served_is_refused_with_every_finding(cli: Cli, tmp_path: Path) -> None:
@@ -113,6 +117,7 @@ def test_7_a_store_that_cannot_be_reached(cli: Cli) -> None:
 def test_8_a_disk_that_refuses(published: Cli) -> None:
     said(published.run("pull", "llama", "--to", "/dev/null", code=8))
     said(published.run("pull", "llama", "--to", "/dev/null/x", code=8))
+    assert "/dev/null/cache" in said(published.run("pull", "llama", "--cache-dir", "/dev/null/cache", code=8))[0]
     with Path("/dev/full").open("w") as full:
         done = published.run("history", "llama", code=8, stdout=full)
     assert "standard output: No space left on device" in done.stderr
@@ -124,6 +129,33 @@ def test_9_engines_that_are_not_there_or_fail(published: Cli, tmp_path: Path) ->
     config.write_text(f"export_dir: {tmp_path / 'merged'}\n")
     done = published.run("export", config, "--name", "x", "--llamafactory", "false", code=9)
     assert "failed with exit code 1" in said(done)[0]
+
+
+def test_an_engine_that_fails_gives_its_own_exit_code(published: Cli, tmp_path: Path) -> None:
+    broken = Cli(published.home, {**published.environment, "STUB_VLLM_EXIT": "33"})
+    vllm = write_executable(tmp_path / "vllm")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    done = broken.run("serve", "llama", "--vllm", vllm, "--", "--port", port, code=33)
+    assert "ended with exit code 33 before it was ready" in done.stderr
+    broken.run("run", "llama", "--vllm", vllm, "--", "--port", port, code=33)
+
+
+def test_a_working_directory_that_is_gone(published: Cli, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = 'rmdir "$0"; exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", script, gone, *published.command("models")],
+        cwd=gone,
+        env=published.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 8, done.stderr
+    assert said(done)[0].startswith("the working directory")
 
 
 def test_1_a_bug_of_ours_is_said_as_such_and_its_traceback_is_in_a_file(cli: Cli) -> None:

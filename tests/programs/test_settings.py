@@ -9,6 +9,7 @@ import pytest
 
 from packtrain.errors import UsageError
 from packtrain.settings import Settings, load
+from tests.programs.conftest import Cli, Models
 
 
 def loaded(home: Path, flags: Mapping[str, str | None] | None = None, **environ: str) -> Settings:
@@ -70,3 +71,24 @@ def test_a_bad_file_is_named(home: Path, content: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         loaded(home)
     assert str(path) in raised.value.message
+
+
+def test_a_process_finds_its_settings_in_the_same_order(cli: Cli, models: Models) -> None:
+    deep = cli.home / "project" / "deep"
+    deep.mkdir(parents=True)
+    file = cli.home / "project" / "packtrain.toml"
+    stores = {name: (cli.home / name).as_uri() for name in ("file", "environment", "flag")}
+    for name, uri in stores.items():
+        cli.run("publish", models.first, "--name", name, "--store", uri)
+    file.write_text(f'store = "{stores["file"]}"\n')
+    del cli.environment["PACKTRAIN_STORE"]
+
+    def seen(*arguments: str) -> str:
+        return cli.run("models", *arguments, cwd=deep).stdout.splitlines()[-1].split()[0]
+
+    assert seen() == "file"
+    cli.environment["PACKTRAIN_STORE"] = stores["environment"]
+    assert seen() == "environment"
+    assert seen("--store", stores["flag"]) == "flag"
+    file.write_text('stoer = "x"\n')
+    assert str(file) in cli.run("models", cwd=deep, code=2).stderr
