@@ -221,26 +221,18 @@ def test_export_runs_llamafactory_and_publishes_what_it_wrote(cli: Cli, models: 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_ends_what_it_started(cli: Cli, number: signal.Signals, code: int) -> None:
+    """The signal comes as early as it can: the first thing that the started program does is to send it."""
     alive = cli.home / "alive"
     os.mkfifo(alive)
-    llamafactory = _program(cli.home / "lf", f"exec 3>{shlex.quote(str(alive))}; echo started >&3; exec sleep 600")
-    process = subprocess.Popen(
-        cli.command("export", _export_yaml(cli), "--name", "llama", "--llamafactory", llamafactory),
-        env=cli.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with alive.open() as fifo:
-        assert fifo.readline() == "started\n"
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
-        assert fifo.read() == ""  # ends when the last process that holds it has ended
-    assert process.returncode == code
-    assert output == ""
-    assert "Traceback" not in errors
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    script = f"exec 3>{shlex.quote(str(alive))}; kill -{number.value} $PPID; exec sleep 60"
+    llamafactory = _program(cli.home / "lf", script)
+    done = cli.run("export", _export_yaml(cli), "--name", "llama", "--llamafactory", llamafactory, code=code)
+    assert os.read(reader, 1) == b""  # nobody holds the other end: else this would be BlockingIOError
+    os.close(reader)
+    assert done.stdout == ""
     if number == signal.SIGINT:
-        assert errors.splitlines()[-1].startswith("interrupted: run the same command again")
+        assert done.stderr.splitlines()[-1].startswith("interrupted: run the same command again")
 
 
 @pytest.mark.parametrize(

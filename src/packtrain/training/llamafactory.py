@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -81,8 +83,27 @@ def _weights(directory: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def _run(arguments: list[str]) -> None:
+    process: subprocess.Popen[bytes] | None = None
     try:
-        process = subprocess.Popen(
+        with _interrupts_held_back():
+            process = _start(arguments)
+        assert process.stdout is not None  # PIPE was asked for
+        with process.stdout as output:
+            tail = _relay(output)
+        code = process.wait()
+    except BaseException:
+        if process is not None:
+            _end(process)
+        raise
+    if code:
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"failed with exit code {code}"
+        lines = [line for line in tail.splitlines() if line.strip()][-5:]
+        raise EngineError(f"{' '.join(arguments)} {how}", hint="\n".join(["It ended with:", *lines]) if lines else "")
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -92,18 +113,26 @@ def _run(arguments: list[str]) -> None:
         )
     except OSError as error:
         raise EngineError(f"cannot start {arguments[0]}: {error.strerror or error}") from error
-    assert process.stdout is not None  # PIPE was asked for
-    with process.stdout as output:
-        try:
-            tail = _relay(output)
-            code = process.wait()
-        except BaseException:
-            _end(process)
-            raise
-    if code:
-        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"failed with exit code {code}"
-        lines = [line for line in tail.splitlines() if line.strip()][-5:]
-        raise EngineError(f"{' '.join(arguments)} {how}", hint="\n".join(["It ended with:", *lines]) if lines else "")
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A signal that would raise while a process is being started would leave it behind: it raises after that."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal raises
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    raising = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in raising:
+        signal.signal(number, lambda signum, _: arrived.append(signum))
+    try:
+        yield
+    finally:
+        for number, handler in raising.items():
+            signal.signal(number, handler)
+        for signum in arrived:
+            signal.raise_signal(signum)
 
 
 def _relay(output: IO[bytes]) -> str:
