@@ -97,7 +97,7 @@ def command_line(launch: Launch, executable: str) -> list[str]:
 
 def find_vllm(setting: str) -> str:
     """The absolute path of vLLM's executable. ``setting`` is a name on PATH or a path. Raises EngineError."""
-    found = shutil.which(os.path.expanduser(setting))
+    found = shutil.which(os.path.expanduser(setting))  # noqa: PTH111 - an unknown ~USER stays as it is
     if found is None:
         missing = "is not an executable file" if os.sep in setting else "is not on PATH"
         raise EngineError(
