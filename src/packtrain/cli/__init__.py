@@ -1,7 +1,7 @@
 """The command line: `packtrain`.
 
 main        runs a command, and ends the process with its documented exit code
-app         the commands, in the order of the job
+app         the commands, in the order of the job; commands/ has them, options what they share
 session     what every command is given: its settings, its `Client`, where its result goes
 helptext    how help is laid out
 progress    how long work goes, on stderr

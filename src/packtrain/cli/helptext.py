@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+PUBLISH, PROMOTE, SERVE, LOOK, CHECK = "Publish", "Promote", "Pull and serve", "Look", "Check"
 SETTINGS = "Settings"
 
 
@@ -36,6 +38,11 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         _write_lines("Example", self.epilog, formatter)
+
+
+def command(*, panel: str, epilog: str) -> Callable[[Callable[..., Any]], Command]:
+    """Makes a function a command of `packtrain`."""
+    return click.command(cls=Command, panel=panel, epilog=epilog)
 
 
 class Group(click.Group):

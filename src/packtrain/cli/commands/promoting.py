@@ -1,0 +1,63 @@
+"""Aliases: `promote`, `rollback` and `archive`."""
+
+from __future__ import annotations
+
+import click
+
+from packtrain.cli import documents, options, text
+from packtrain.cli.helptext import PROMOTE, command
+from packtrain.cli.session import Session, takes
+
+
+@command(
+    panel=PROMOTE,
+    epilog='packtrain promote llama-finetuned/3 --to production --expect 2 --reason "accuracy 0.87 on the eval set"',
+)
+@options.reference
+@click.option("--to", metavar="ALIAS", required=True, help="The alias to move: production, staging, ...")
+@options.expect
+@options.reason
+@takes("actor")
+def promote(session: Session, reference: str, to: str, expect: int | None, reason: str) -> None:
+    """Point an alias at a version.
+
+    The ledger keeps who did it, when, from where and why. With --expect nothing is changed if somebody else has
+    moved the alias meanwhile (exit code 5).
+    """
+    move = session.client.promote(reference, to=to, expect=expect, reason=reason)
+    session.print(move, text=text.move, document=documents.move)
+
+
+@command(
+    panel=PROMOTE,
+    epilog='packtrain rollback llama-finetuned --reason "answers in the wrong language"',
+)
+@options.model
+@click.option("--alias", metavar="ALIAS", default="production", help="The alias to move back; else production.")
+@click.option("--to", metavar="VERSION", type=int, help="Back to this version; else to the one before.")
+@options.expect
+@options.reason
+@takes("actor")
+def rollback(session: Session, name: str, alias: str, to: int | None, expect: int | None, reason: str) -> None:
+    """Point an alias back at the version before.
+
+    A second rollback goes further back, never to and fro. Archived versions are skipped.
+    """
+    move = session.client.rollback(name, alias=alias, to=to, expect=expect, reason=reason)
+    session.print(move, text=text.move, document=documents.move)
+
+
+@command(
+    panel=PROMOTE,
+    epilog='packtrain archive llama-finetuned/1 --reason "superseded"',
+)
+@options.reference
+@options.reason
+@takes("actor")
+def archive(session: Session, reference: str, reason: str) -> None:
+    """Retire a version, so that it cannot be promoted.
+
+    Refused while an alias points at it. Its bytes stay where they are.
+    """
+    version = session.client.archive(reference, reason=reason)
+    session.print(version, text=text.archived, document=documents.version)

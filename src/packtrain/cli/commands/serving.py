@@ -1,0 +1,73 @@
+"""Versions -> vLLM: `pull`, `serve`, `run` and `url`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from packtrain.cli import documents, options
+from packtrain.cli.helptext import SERVE, command
+from packtrain.cli.session import Session, takes
+
+
+@command(
+    panel=SERVE,
+    epilog='vllm serve "$(packtrain pull llama-finetuned@production)"',
+)
+@options.reference
+@click.option("--to", metavar="DIR", type=Path, help="Into this folder, not into the cache.")
+@takes()
+def pull(session: Session, reference: str, to: Path | None) -> None:
+    """Fetch a version and print the path of it.
+
+    The path is a complete, verified, read-only folder, and nothing else is printed on stdout. What this node has
+    already is not fetched again; if it is interrupted, the same command continues where it was.
+    """
+    snapshot = session.client.pull(reference, to=to)
+    session.print(snapshot, text=lambda snapshot: str(snapshot.path), document=documents.snapshot)
+
+
+@command(
+    panel=SERVE,
+    epilog="packtrain serve llama-finetuned@production -- --port 8000 --max-model-len 8192",
+)
+@options.reference
+@options.for_vllm
+@takes("vllm")
+def serve(session: Session, reference: str, arguments: tuple[str, ...]) -> int:
+    """Pull a version and run vLLM on it.
+
+    Says when vLLM is ready, passes signals on, leaves nothing behind and ends with vLLM's exit code. An adapter is
+    served with its base.
+    """
+    return session.client.serve(reference, arguments)
+
+
+@command(
+    panel=SERVE,
+    epilog="packtrain run llama-finetuned@production -- --port 8000",
+)
+@options.reference
+@options.for_vllm
+@takes("vllm")
+def run(session: Session, reference: str, arguments: tuple[str, ...]) -> None:
+    """Pull a version and become vLLM on it.
+
+    Like serve, but this process is replaced by vLLM: for containers and services, where vLLM is the main process.
+    """
+    session.client.run(reference, arguments)
+
+
+@command(
+    panel=SERVE,
+    epilog="packtrain url llama-finetuned@production",
+)
+@options.reference
+@takes()
+def url(session: Session, reference: str) -> None:
+    """Print where a version is in the store.
+
+    The URL never changes. It is for other tools, and for vLLM's own streaming from s3://.
+    """
+    session.print(session.client.url(reference), text=str, document=documents.url)
