@@ -28,7 +28,8 @@ class Store(Protocol):
 
     Laws:
     1. An object is there whole or not at all, under its key and in listings: a reader never sees part of a write.
-    2. What `create` and `upload` acknowledged is durable, and every later read and list from anywhere sees it.
+    2. What `create`, `upload` and `delete` acknowledged is durable, and every later read and list from anywhere sees
+       it.
     3. `create` never replaces: of many racing creators of one key exactly one returns, the others get AlreadyExists.
        After any other error the object may or may not be there; the caller looks.
     4. Errors are NotFound, AlreadyExists, Unavailable (try again; its hint says what to check), LocalDiskError for
@@ -63,6 +64,10 @@ class Store(Protocol):
         give exactly ``size`` bytes (ValueError), the object stays as it was, and the body's exception is raised."""
         ...
 
+    def delete(self, key: str) -> None:
+        """Removes an object. No error if there is none: of racing deleters every one returns."""
+        ...
+
     def head(self, key: str) -> ObjectInfo | None:
         """Size of an object, or None."""
         ...
@@ -72,7 +77,9 @@ class Store(Protocol):
         ...
 
     def children(self, prefix: str) -> Iterator[str]:
-        """The names of the folders directly under ``prefix`` (empty or ending in a slash), in any order."""
+        """The names of the folders directly under ``prefix`` (empty or ending in a slash), in any order.
+
+        A folder whose last object was deleted may still be named for a while (SeaweedFS does so)."""
         ...
 
     def locate(self, key: str) -> str:

@@ -197,6 +197,56 @@ def test_a_body_may_read_the_store_and_reuse_its_buffer(store: Store) -> None:
     assert store.get("copy") == pattern(BIG)
 
 
+# Delete
+
+
+def test_delete(store: Store) -> None:
+    put(store, "a/b/c", b"deleted")
+    put(store, "a/kept", b"kept")
+    store.delete("a/b/c")
+    assert store.head("a/b/c") is None
+    assert keys(store) == ["a/kept"]
+    with pytest.raises(NotFound, match="a/b/c"):
+        store.get("a/b/c")
+
+
+def test_what_is_not_there_is_deleted_all_the_same(store: Store) -> None:
+    put(store, "a/b", b"kept")
+    for key in ("nothing", "a/nothing", "nothing/at/all", "a", "a/b/c"):
+        store.delete(key)
+    assert keys(store) == ["a/b"]
+
+
+def test_a_deleted_key_is_free_again(store: Store) -> None:
+    store.create("a/k", b"first")
+    store.delete("a/k")
+    store.create("a/k", b"second")
+    assert store.get("a/k") == b"second"
+
+
+def test_of_racing_deleters_every_one_returns(store: Store) -> None:
+    put(store, "a/b/k", b"")
+    assert race(8, lambda _: store.delete("a/b/k")) == [None] * 8
+    assert keys(store) == []
+
+
+@pytest.mark.slow
+def test_deleting_harms_no_writer_beside_it(store: Store) -> None:
+    def act(number: int) -> None:
+        for turn in range(25):
+            key = f"a/b/{number}-{turn}"
+            if turn % 2:
+                store.create(key, b"x")
+            else:
+                put(store, key, b"x")
+            assert store.get(key) == b"x"
+            store.delete(key)
+            assert store.head(key) is None
+
+    assert race(4, act) == [None] * 4
+    assert keys(store) == []
+
+
 # Read
 
 

@@ -245,6 +245,7 @@ def test_bytes_are_durable_before_the_name_and_the_name_before_the_return(
     monkeypatch.setattr(os, "fsync", recorded(os.fsync, lambda file: f"sync {name(file)}"))
     monkeypatch.setattr(os, "link", recorded(os.link, lambda *args, **kwargs: "link"))
     monkeypatch.setattr(os, "rename", recorded(os.rename, lambda *args, **kwargs: "rename"))
+    monkeypatch.setattr(os, "rmdir", recorded(os.rmdir, lambda name, **kwargs: f"rmdir {name}"))
     root.mkdir(parents=True)
     folders = ["sync store/a/b", "sync store/a", "sync store"]
 
@@ -253,6 +254,86 @@ def test_bytes_are_durable_before_the_name_and_the_name_before_the_return(
     events.clear()
     put(store, "a/b/d", b"x")
     assert events == ["write new file", "sync new file", "rename", *folders]
+
+    store.delete("a/b/c")
+    events.clear()
+    monkeypatch.setattr(os, "unlink", recorded(os.unlink, lambda name, **kwargs: f"unlink {name}"))
+    store.delete("a/b/d")
+    assert events == ["unlink d", "sync store/a/b", "rmdir b", "sync store/a", "rmdir a", "sync store"]
+
+
+# Deleting
+
+
+def test_folders_that_become_empty_go_and_the_root_stays(store: DirectoryStore, root: Path) -> None:
+    put(store, "a/b/c/first", b"x")
+    put(store, "a/b/second", b"x")
+    store.delete("a/b/c/first")
+    assert (root / "a/b").is_dir() and not (root / "a/b/c").exists()
+    store.delete("a/b/second")
+    assert [path.name for path in root.iterdir()] == [TEMPORARY]
+
+
+def test_deleting_again_removes_the_empty_folders_that_a_crash_left(store: DirectoryStore, root: Path) -> None:
+    (root / "a/b").mkdir(parents=True)
+    store.delete("a/b/c/gone")
+    assert not (root / "a").exists()
+
+
+def test_deleting_makes_nothing(store: DirectoryStore, root: Path) -> None:
+    store.delete("a/b")
+    assert not root.parent.exists()
+
+
+def test_what_is_no_object_is_not_deleted(linked: DirectoryStore, root: Path, tmp_path: Path) -> None:
+    def everything() -> list[Path]:
+        return sorted(tmp_path.rglob("*"))
+
+    links = [path for path in root.rglob("*") if path.is_symlink()]
+    through = [link / child.name for link in links if link.is_dir() for child in link.iterdir()]
+    before = everything()
+    for path in [*links, *through, root / "a"]:
+        if TEMPORARY not in path.parts:
+            linked.delete(path.relative_to(root).as_posix())
+    assert links and everything() == before
+
+
+@pytest.mark.parametrize("call", ["link", "rename"])
+def test_a_folder_that_is_deleted_under_a_writer_is_made_anew(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    real = getattr(os, call)
+    put(store, "a/b/other", b"x")
+
+    def after_a_deleter(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(os, call, real)
+        store.delete("a/b/other")
+        assert not (root / "a").exists()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, after_a_deleter)
+    if call == "link":
+        store.create("a/b/new", b"new")
+    else:
+        put(store, "a/b/new", b"new")
+    assert store.get("a/b/new") == b"new"
+    assert keys(store) == ["a/b/new"]
+    assert leftovers(root) == []
+
+
+def test_a_writer_whose_file_was_taken_away_gives_up(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.link
+
+    def after_a_cleaner(*args: Any, **kwargs: Any) -> Any:
+        for left in leftovers(root):
+            left.unlink()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, "link", after_a_cleaner)
+    with pytest.raises(LocalDiskError, match="k"):
+        store.create("k", b"x")
 
 
 def test_a_new_root_is_durable_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

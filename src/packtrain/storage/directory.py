@@ -4,6 +4,9 @@ How a write becomes durable before it becomes visible: the bytes go to a file un
 no listing shows, and are synced; link(2) gives the file its name if nobody has that name (`create`), rename(2) gives
 it its name whoever had it (`upload`); then every folder down to it is synced. A crash leaves only the hidden file.
 
+`delete` removes the folders that it leaves empty. The file system keeps that apart from writers: rmdir(2) fails when
+something is in a folder, and link(2) and rename(2) fail in a folder that is gone, whereupon the writer makes it anew.
+
 Symbolic links inside a store are not objects and are never followed, neither as the last part of a key nor before.
 """
 
@@ -15,7 +18,7 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,8 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 # Nothing is there, a file or a symbolic link is where a folder must be, or a socket where an object must be.
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
+_GONE = {errno.ENOENT, errno.ESTALE}  # a folder was removed while it was open: by this host, by another over NFS
+_ATTEMPTS = 100  # to place a file in a folder that others keep removing
 _IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
@@ -85,11 +90,10 @@ class DirectoryStore:
                 yield buffer[:count]
 
     def create(self, key: str, data: bytes) -> None:
-        with self._errors(key), self._unfinished() as new, self._folders(key) as folders:
+        with self._errors(key), self._unfinished() as new:
             new.write(data)
             new.seal()
-            self._link(new, key, folders[-1])
-            _sync(folders)
+            self._place(key, lambda folder: self._link(new, key, folder))
 
     def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
         with self._unfinished() as new:
@@ -102,10 +106,20 @@ class DirectoryStore:
                     new.write(piece)
             if written != size:
                 raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
-            with self._errors(key), self._folders(key) as folders:
+            with self._errors(key):
                 new.seal()
-                os.rename(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folders[-1])
-                _sync(folders)
+                self._place(
+                    key, lambda folder: os.rename(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folder)
+                )
+
+    def delete(self, key: str) -> None:
+        *parts, name = _parts(key)
+        folders: list[int] = []
+        with self._errors(key), ExitStack() as opened:
+            with suppress(NotFound):
+                folders.extend(self._descend(opened, key, parts))
+                _remove_object(name, folders[-1])
+            _prune(parts, folders)
 
     def head(self, key: str) -> ObjectInfo | None:
         with self._errors(key), suppress(NotFound), self._object(key) as file:
@@ -115,7 +129,7 @@ class DirectoryStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         parts = _parts(prefix)
         with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
-            top = self._descend(opened, prefix, parts)
+            *_, top = self._descend(opened, prefix, parts)
             for path, folders, names, folder in os.fwalk(".", dir_fd=top, onerror=_unless_removed):
                 if not parts and path == "." and TEMPORARY in folders:
                     folders.remove(TEMPORARY)
@@ -126,7 +140,8 @@ class DirectoryStore:
 
     def children(self, prefix: str) -> Iterator[str]:
         with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
-            names = set(os.listdir(self._descend(opened, prefix, _parts(prefix))))  # noqa: PTH208 - of a descriptor
+            *_, folder = self._descend(opened, prefix, _parts(prefix))
+            names = set(os.listdir(folder))  # noqa: PTH208 - of a descriptor
             for name in names if prefix else names - {TEMPORARY}:
                 if next(self.list(f"{prefix}{name}/"), None):  # as in a bucket: no empty folders
                     yield name
@@ -141,7 +156,7 @@ class DirectoryStore:
         """An object, open for reading. Raises NotFound."""
         *folders, name = _parts(key)
         with ExitStack() as opened:
-            folder = self._descend(opened, key, folders)
+            *_, folder = self._descend(opened, key, folders)
             try:
                 file = os.open(name, _OBJECT, dir_fd=folder)
             except OSError as error:
@@ -153,17 +168,18 @@ class DirectoryStore:
                 raise self._not_found(key)
             yield file
 
-    def _descend(self, opened: ExitStack, key: str, parts: Sequence[str]) -> int:
+    def _descend(self, opened: ExitStack, key: str, parts: Sequence[str]) -> Iterator[int]:
         """Opens folder in folder from the root, following no link below it. Raises NotFound."""
         try:
             folder = _keep(opened, os.open(self._root, os.O_RDONLY | os.O_DIRECTORY))
+            yield folder
             for part in parts:
                 folder = _keep(opened, os.open(part, _FOLDER, dir_fd=folder))
+                yield folder
         except OSError as error:
             if error.errno in _ABSENT:
                 raise self._not_found(key) from None
             raise
-        return folder
 
     def _not_found(self, key: str) -> NotFound:
         return NotFound(f"there is no {self._root / key}")
@@ -184,11 +200,19 @@ class DirectoryStore:
                 with suppress(OSError):  # renamed, or on a disk that fails: then gc finds it
                     os.unlink(name, dir_fd=folder)
 
-    @contextmanager
-    def _folders(self, key: str) -> Iterator[Sequence[int]]:
-        """The folders of a key, made if need be, open, from the root down."""
-        with ExitStack() as opened:
-            yield self._make_folders(opened, _parts(key)[:-1])
+    def _place(self, key: str, act: Callable[[int], None]) -> None:
+        """Calls ``act`` with the open folder of a key, which is made if need be, and makes what it did durable."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            with ExitStack() as opened:
+                try:
+                    folders = self._make_folders(opened, _parts(key)[:-1])
+                    act(folders[-1])
+                except OSError as error:
+                    if error.errno not in _GONE or attempt == _ATTEMPTS:
+                        raise
+                    continue  # somebody who deleted found it empty
+                _sync(folders)
+                return
 
     def _make_folders(self, opened: ExitStack, parts: Sequence[str]) -> Sequence[int]:
         folder = self._open_root(opened)
@@ -296,6 +320,26 @@ def _sync(folders: Sequence[int]) -> None:
     """Makes a new name durable, and every folder on the way to it, whoever made them."""
     for folder in reversed(folders):
         os.fsync(folder)
+
+
+def _remove_object(name: str, folder: int) -> None:
+    info = _lstat(name, folder)
+    if info is not None and stat.S_ISREG(info.st_mode):
+        with suppress(FileNotFoundError):  # another deleter was first
+            os.unlink(name, dir_fd=folder)
+    os.fsync(folder)
+
+
+def _prune(parts: Sequence[str], folders: Sequence[int]) -> None:
+    """Removes those of the folders ``parts`` that are empty, from the deepest up. Each is in one of ``folders``."""
+    for name, folder in reversed(list(zip(parts, folders, strict=False))):
+        try:
+            os.rmdir(name, dir_fd=folder)
+            os.fsync(folder)
+        except FileNotFoundError:  # another deleter was first
+            continue
+        except OSError:  # not empty; or it may not be removed, which costs nothing but its name
+            return
 
 
 def _free(path: Path) -> str:

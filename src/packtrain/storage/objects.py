@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -104,6 +104,10 @@ class ObjectStore:
                 obstore.put(self._writer, key, handed, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
 
         hand_over(pieces, send)
+
+    def delete(self, key: str) -> None:
+        with suppress(NotFound):
+            self._ask(key, lambda: obstore.delete(self._writer, key))
 
     def head(self, key: str) -> ObjectInfo | None:
         try:

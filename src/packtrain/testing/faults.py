@@ -75,6 +75,11 @@ class FaultyStore:
         self._inner.upload(key, self._counted(body), size)
         self._after(fault)
 
+    def delete(self, key: str) -> None:
+        fault = self._before()
+        self._inner.delete(key)
+        self._after(fault)
+
     def head(self, key: str) -> ObjectInfo | None:
         fault = self._before()
         info = self._inner.head(key)

@@ -48,6 +48,10 @@ class MemoryStore:
         with self._lock:
             self.objects[key] = data
 
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self.objects.pop(key, None)
+
     def head(self, key: str) -> ObjectInfo | None:
         data = self.objects.get(key)
         return None if data is None else ObjectInfo(key, len(data))
