@@ -74,7 +74,7 @@ class Client:
         }
         self.settings: Settings = load(given, environ=os.environ, directory=_working_directory())
         self._reporter: Reporter = reporter or Silent()
-        self._parts: Parts = wire(self.settings)
+        self._parts: Parts = wire(self.settings, self._reporter)
 
     def publish(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from packtrain.model.ledger import Decide, Event, Log
@@ -40,6 +41,12 @@ class Store(Protocol):
     @property
     def url(self) -> str:
         """Where it is: file:///..., s3://bucket/prefix. Without a slash at its end, without credentials."""
+        ...
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory that it is: each object is a plain file under its key, which every program here may open.
+        None for a store that is no directory."""
         ...
 
     def get(self, key: str) -> bytes:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from packtrain.cache import Cache
 from packtrain.errors import UsageError
+from packtrain.flows.links import LinkingRegistry
 from packtrain.model.digest import Digest
-from packtrain.ports import Clock, Registry, Store
+from packtrain.ports import Clock, Registry, Reporter, Store
 from packtrain.registry.ledger import LedgerRegistry
 from packtrain.registry.memory import SeenLedgers
 from packtrain.settings import Settings
@@ -41,7 +42,7 @@ class Parts:
     clock: Clock
 
 
-def wire(settings: Settings) -> Parts:
+def wire(settings: Settings, reporter: Reporter) -> Parts:
     """Opens nothing yet: a store that cannot be reached is met by the first call to it. Raises UsageError."""
     clock = SystemClock()
     store = open_store(settings.store)
@@ -52,7 +53,8 @@ def wire(settings: Settings) -> Parts:
         )
     seen = SeenLedgers(settings.cache_dir / "ledgers" / Digest.of(store.url.encode()).short)
     registry = LedgerRegistry(store, seen, actor=settings.actor, clock=clock, nonce=lambda: uuid.uuid4().hex)
-    return Parts(store, registry, Cache(settings.cache_dir, boot=_boot_id()), clock)
+    linking = LinkingRegistry(registry, store, reporter)
+    return Parts(store, linking, Cache(settings.cache_dir, boot=_boot_id()), clock)
 
 
 def _boot_id() -> str:

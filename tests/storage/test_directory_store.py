@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
@@ -514,3 +515,92 @@ def test_a_read_only_mount(tmp_path: Path) -> None:
             store.create("new", b"x")
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+# Symbolic links that the store keeps for people
+
+
+def test_a_link_is_set_replaced_and_removed(store: DirectoryStore, root: Path) -> None:
+    store.set_link("serve/m/1", "../../models/a")
+    store.set_link("serve/m/1", "../../models/b")
+    assert (root / "serve/m/1").readlink() == Path("../../models/b")
+    assert store.links("") == store.links("serve/m/") == {"serve/m/1": "../../models/b"}
+    assert store.links("other/") == {}
+    assert leftovers(root) == []
+    store.remove_link("serve/m/1")
+    store.remove_link("serve/m/1")
+    assert store.links("") == {}
+    assert not (root / "serve").exists()
+
+
+def test_links_to_files_folders_and_nothing_are_all_seen(linked: DirectoryStore) -> None:
+    assert linked.links("a/").keys() == {"a/file", "a/inner", "a/dangling", "a/folder"}
+
+
+def test_only_links_are_replaced_or_removed_as_links(store: DirectoryStore, root: Path) -> None:
+    put(store, "a/object", b"x")
+    for key in ("a/object", "a"):
+        with pytest.raises(Refused, match=key):
+            store.set_link(key, "elsewhere")
+        store.remove_link(key)
+    assert store.get("a/object") == b"x"
+    assert leftovers(root) == []
+
+
+def test_a_link_is_durable_when_it_is_set(store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, "a/b", b"x")
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def record(file: int) -> None:
+        fsync(file)
+        synced.append(Path(f"/proc/self/fd/{file}").readlink())
+        assert (root / "serve/m").is_symlink()
+
+    monkeypatch.setattr(os, "fsync", record)
+    store.set_link("serve/m", "../a")
+    assert synced == [root / "serve", root]
+
+
+# Other users
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_another_user_reads_everything_and_writes_nothing(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as home:  # pytest's own folders are closed to others
+        Path(home).chmod(0o755)
+        before = os.umask(0o077)
+        try:
+            store = DirectoryStore(Path(home) / "share")
+            put(store, "models/m/weights", b"weights")
+            store.create("ledger/m/1.json", b"event")
+            store.set_link("serve/m/by-version/1", "../../../models/m")
+        finally:
+            os.umask(before)
+        reader = os.fork()
+        if not reader:
+            os._exit(_as_nobody(store))
+        assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == 0
+
+
+def _as_nobody(store: DirectoryStore) -> int:
+    """In a process of its own: 0 if all is as it should be."""
+    try:
+        os.setgid(65534)
+        os.setuid(65534)
+        readable = (
+            keys(store) == ["ledger/m/1.json", "models/m/weights"]
+            and (store.directory / "serve/m/by-version/1/weights").read_bytes() == b"weights"
+        )
+        for write in (lambda: store.create("x", b""), lambda: put(store, "models/m/weights", b"other")):
+            try:
+                write()
+            except Refused:
+                continue
+            return 2
+        store.get("models/m/weights")
+        return 0 if readable else 3
+    except BaseException:
+        return 4

@@ -5,5 +5,6 @@ pull      a version becomes a verified directory on this node
 promote   aliases move: promote, roll_back, archive
 verify    the ledger's chain, the manifests, and every byte if asked
 catalog   what is there: models, one version, its history, its URL
+links     the ledger as symbolic links in a directory, for people and a plain vllm serve
 serve     a version becomes a running vLLM
 """

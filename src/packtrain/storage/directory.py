@@ -21,6 +21,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from packtrain.errors import AlreadyExists, LocalDiskError, NotFound, Refused, Unavailable
@@ -36,7 +37,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 _GONE = {errno.ENOENT, errno.ESTALE}  # a folder was removed while it was open: by this host, by another over NFS
 _ATTEMPTS = 100  # to place a file in a folder that others keep removing
-_IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY}
+_IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _AWAY = {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
@@ -62,6 +63,15 @@ class _Unfinished:
         os.fsync(self.file)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A file of any kind in the store: its key, its mode as of lstat(2), its size."""
+
+    key: str
+    mode: int
+    size: int
+
+
 class DirectoryStore:
     """A `Store` under ``root``, which is created at the first write. ``root`` itself may be a symbolic link."""
 
@@ -71,6 +81,10 @@ class DirectoryStore:
     @property
     def url(self) -> str:
         return self._root.as_uri()
+
+    @property
+    def directory(self) -> Path:
+        return self._root
 
     def get(self, key: str) -> bytes:
         with self._errors(key), self._object(key) as file, open(file, "rb", closefd=False) as stream:
@@ -113,13 +127,7 @@ class DirectoryStore:
                 )
 
     def delete(self, key: str) -> None:
-        *parts, name = _parts(key)
-        folders: list[int] = []
-        with self._errors(key), ExitStack() as opened:
-            with suppress(NotFound):
-                folders.extend(self._descend(opened, key, parts))
-                _remove_object(name, folders[-1])
-            _prune(parts, folders)
+        self._remove(key, stat.S_ISREG)
 
     def head(self, key: str) -> ObjectInfo | None:
         with self._errors(key), suppress(NotFound), self._object(key) as file:
@@ -127,16 +135,9 @@ class DirectoryStore:
         return None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        parts = _parts(prefix)
-        with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
-            *_, top = self._descend(opened, prefix, parts)
-            for path, folders, names, folder in os.fwalk(".", dir_fd=top, onerror=_unless_removed):
-                if not parts and path == "." and TEMPORARY in folders:
-                    folders.remove(TEMPORARY)
-                for name in names:
-                    info = _lstat(name, folder)
-                    if info is not None and stat.S_ISREG(info.st_mode):
-                        yield ObjectInfo(prefix + f"{path}/{name}".removeprefix("./"), info.st_size)
+        for entry in self._walk(prefix):
+            if stat.S_ISREG(entry.mode):
+                yield ObjectInfo(entry.key, entry.size)
 
     def children(self, prefix: str) -> Iterator[str]:
         with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
@@ -149,7 +150,70 @@ class DirectoryStore:
     def locate(self, key: str) -> str:
         return (self._root / key).as_uri()
 
+    # Symbolic links: for people and other programs. They are no objects.
+
+    def links(self, prefix: str) -> dict[str, str]:
+        """What each symbolic link under ``prefix`` says, by its key."""
+        with self._errors(prefix):
+            links = [entry for entry in self._walk(prefix) if stat.S_ISLNK(entry.mode)]
+            return {entry.key: target for entry in links if (target := _read_link(self._root / entry.key)) is not None}
+
+    def set_link(self, key: str, target: str) -> None:
+        """Makes ``key`` a symbolic link that says ``target``, in one stroke where another link is, and durable.
+
+        Raises Refused where the file system has none, and where something else is.
+        """
+        name = _name(key)
+
+        def replace(folder: int) -> None:
+            there = _lstat(name, folder)
+            if there is not None and not stat.S_ISLNK(there.st_mode):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            os.rename(hidden, name, src_dir_fd=hidden_folder, dst_dir_fd=folder)
+
+        with self._errors(key), ExitStack() as opened:
+            hidden, hidden_folder = _hidden_name(), self._make_folders(opened, [TEMPORARY])[-1]
+            os.symlink(target, hidden, dir_fd=hidden_folder)
+            try:
+                self._place(key, replace)
+            finally:
+                with suppress(OSError):
+                    os.unlink(hidden, dir_fd=hidden_folder)
+
+    def remove_link(self, key: str) -> None:
+        """No error if there is none; what is no link stays."""
+        self._remove(key, stat.S_ISLNK)
+
+    # What writers that died have left
+
+    def unfinished(self) -> dict[str, datetime]:
+        """The hidden files of writers, living or dead, and when each was last written to."""
+        with self._errors(TEMPORARY), ExitStack() as opened, suppress(NotFound):
+            *_, folder = self._descend(opened, TEMPORARY, [TEMPORARY])
+            infos = {name: _lstat(name, folder) for name in os.listdir(folder)}  # noqa: PTH208 - of a descriptor
+            return {name: datetime.fromtimestamp(info.st_mtime, UTC) for name, info in infos.items() if info}
+        return {}
+
+    def discard_unfinished(self, name: str) -> None:
+        """Removes a hidden file. Its writer, if it lives after all, fails and leaves nothing wrong behind."""
+        with self._errors(name), ExitStack() as opened, suppress(NotFound, FileNotFoundError):
+            *_, folder = self._descend(opened, TEMPORARY, [TEMPORARY])
+            os.unlink(name, dir_fd=folder)
+
     # Reading
+
+    def _walk(self, prefix: str) -> Iterator[_Entry]:
+        """Everything under a prefix but folders, following no link."""
+        parts = _parts(prefix)
+        with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
+            *_, top = self._descend(opened, prefix, parts)
+            for path, folders, names, folder in os.fwalk(".", dir_fd=top, onerror=_unless_removed):
+                if not parts and path == "." and TEMPORARY in folders:
+                    folders.remove(TEMPORARY)
+                for name in [*names, *folders]:  # fwalk counts a link to a folder as a folder, which it does not enter
+                    info = _lstat(name, folder)
+                    if info is not None and not stat.S_ISDIR(info.st_mode):
+                        yield _Entry(prefix + f"{path}/{name}".removeprefix("./"), info.st_mode, info.st_size)
 
     @contextmanager
     def _object(self, key: str) -> Iterator[int]:
@@ -189,7 +253,7 @@ class DirectoryStore:
     @contextmanager
     def _unfinished(self) -> Iterator[_Unfinished]:
         """A new hidden file, which is gone at the end, whatever happens, unless it was renamed."""
-        name = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}"
+        name = _hidden_name()
         with ExitStack() as opened:
             with self._errors(TEMPORARY):
                 folder = self._make_folders(opened, [TEMPORARY])[-1]
@@ -221,6 +285,20 @@ class DirectoryStore:
             folder = _keep(opened, _open_or_make(part, folder))
             folders.append(folder)
         return folders
+
+    def _remove(self, key: str, is_kind: Callable[[int], bool]) -> None:
+        """Removes what is at a key if its mode is of a kind, then the folders that are empty without it."""
+        *parts, name = _parts(key)
+        folders: list[int] = []
+        with self._errors(key), ExitStack() as opened:
+            with suppress(NotFound):
+                folders.extend(self._descend(opened, key, parts))
+                info = _lstat(name, folders[-1])
+                if info is not None and is_kind(info.st_mode):
+                    with suppress(FileNotFoundError):  # another deleter was first
+                        os.unlink(name, dir_fd=folders[-1])
+                os.fsync(folders[-1])
+            _prune(parts, folders)
 
     def _open_root(self, opened: ExitStack) -> int:
         """Opens the root, and makes it and what leads to it if need be."""
@@ -292,11 +370,24 @@ def _keep(opened: ExitStack, file: int) -> int:
     return file
 
 
+def _hidden_name() -> str:
+    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}"
+
+
 def _lstat(name: str, folder: int) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:  # removed since its folder was read
         return None
+
+
+def _read_link(path: Path) -> str | None:
+    try:
+        return str(path.readlink())
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):  # removed since it was listed, or replaced by what is no link
+            return None
+        raise
 
 
 def _unless_removed(error: OSError) -> None:
@@ -320,14 +411,6 @@ def _sync(folders: Sequence[int]) -> None:
     """Makes a new name durable, and every folder on the way to it, whoever made them."""
     for folder in reversed(folders):
         os.fsync(folder)
-
-
-def _remove_object(name: str, folder: int) -> None:
-    info = _lstat(name, folder)
-    if info is not None and stat.S_ISREG(info.st_mode):
-        with suppress(FileNotFoundError):  # another deleter was first
-            os.unlink(name, dir_fd=folder)
-    os.fsync(folder)
 
 
 def _prune(parts: Sequence[str], folders: Sequence[int]) -> None:

@@ -60,6 +60,10 @@ class ObjectStore:
     def url(self) -> str:
         return self._url
 
+    @property
+    def directory(self) -> None:
+        return None
+
     def get(self, key: str) -> bytes:
         return self._ask(key, lambda: bytes(obstore.get(self._reader, key).bytes()))
 

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum, auto
+from pathlib import Path
 
 from packtrain.errors import Unavailable
 from packtrain.ports import ObjectInfo, Store
@@ -49,6 +50,10 @@ class FaultyStore:
     @property
     def url(self) -> str:
         return self._inner.url
+
+    @property
+    def directory(self) -> Path | None:
+        return self._inner.directory
 
     def get(self, key: str) -> bytes:
         fault = self._before()

@@ -20,6 +20,10 @@ class MemoryStore:
     def url(self) -> str:
         return "memory://store"
 
+    @property
+    def directory(self) -> None:
+        return None
+
     def get(self, key: str) -> bytes:
         try:
             return self.objects[key]
