@@ -6,8 +6,8 @@ ledger in a store. tests/conformance holds the suite that each of them passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -17,10 +17,12 @@ from packtrain.model.ledger import Decide, Event, Log
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object in a store: its key and its size in bytes."""
+    """An object in a store: its key and its size in bytes. ``tag`` is another one whenever the object was written
+    again (an ETag and a time, say); empty where nobody can tell."""
 
     key: str
     size: int
+    tag: str = field(default="", compare=False)
 
 
 class Store(Protocol):
@@ -71,12 +73,19 @@ class Store(Protocol):
         give exactly ``size`` bytes (ValueError), the object stays as it was, and the body's exception is raised."""
         ...
 
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+        """Makes an object a copy of the ``size`` bytes at a URL (`locate`'s form) if the server or the file system
+        does that by itself; False, and nothing was done, where it does not. Whether those bytes are the right ones is
+        the caller's to prove. ``advance`` is told how many bytes were done since (in all: ``size``, or 0 after False);
+        what it raises ends the copy. Raises NotFound if nothing is at the URL."""
+        ...
+
     def delete(self, key: str) -> None:
         """Removes an object. No error if there is none: of racing deleters every one returns."""
         ...
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Size of an object, or None."""
+        """Size and tag of an object, or None."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -197,6 +197,59 @@ def test_a_body_may_read_the_store_and_reuse_its_buffer(store: Store) -> None:
     assert store.get("copy") == pattern(BIG)
 
 
+# Copy
+
+
+@pytest.mark.parametrize("size", [0, 1, BIG])
+def test_a_copy_of_an_object_is_equal_and_apart(store: Store, size: int) -> None:
+    put(store, "a/source", pattern(size))
+    told: list[int] = []
+    assert store.copy_from(store.locate("a/source"), "b/copy", size, told.append)
+    assert sum(told) == size
+    assert store.get("b/copy") == pattern(size)
+    put(store, "a/source", b"something else")
+    assert store.get("b/copy") == pattern(size)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_copy_of_an_odd_name(store: Store, name: str) -> None:
+    put(store, f"a/{name}", name.encode())
+    assert store.copy_from(store.locate(f"a/{name}"), f"b/{name}", len(name.encode()), lambda _: None)
+    assert store.get(f"b/{name}") == name.encode()
+
+
+def test_a_copy_replaces(store: Store) -> None:
+    put(store, "source", b"new")
+    put(store, "k", b"before")
+    assert store.copy_from(store.locate("source"), "k", 3, lambda _: None)
+    assert store.get("k") == b"new"
+
+
+def test_a_copy_of_nothing_is_not_found(store: Store) -> None:
+    put(store, "k", b"before")
+    with pytest.raises(NotFound, match="nothing"):
+        store.copy_from(store.locate("nothing"), "k", 3, lambda _: None)
+    assert store.get("k") == b"before"
+
+
+def test_a_copy_from_elsewhere_is_the_callers_to_stream(store: Store) -> None:
+    told: list[int] = []
+    for url in ("s3://another-bucket/k", "https://example.com/k", "memory://another/k"):
+        assert not store.copy_from(url, "k", 3, told.append)
+    assert keys(store) == [] and sum(told) == 0
+
+
+def test_a_tag_changes_with_every_write_of_other_bytes(store: Store) -> None:
+    tags = set()
+    for text in (b"one", b"two", b"six"):
+        put(store, "k", text)
+        info = store.head("k")
+        assert info is not None and info.tag
+        assert [listed.tag for listed in store.list("")] == [info.tag]
+        tags.add(info.tag)
+    assert len(tags) == 3
+
+
 # Delete
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from packtrain.client import Silent
-from packtrain.flows.hashing import LocalFile, hash_files
+from packtrain.flows.hashing import hash_files
+from packtrain.flows.sources import LocalFile, NewFile
 from packtrain.model import ledger, lineage, manifest
 from packtrain.model.ledger import Log
 from packtrain.model.lineage import Lineage
@@ -49,7 +50,7 @@ def built(tmp_path: Path) -> Manifest:
     assert found
     subprocess.run(["bash", "-euc", found[1]], cwd=tmp_path, check=True)
     paths = sorted((tmp_path / "example").iterdir())
-    files = [LocalFile(path.name, source=path, generated=path.name == "requirements.txt") for path in paths]
+    files = [NewFile(path.name, LocalFile(path), generated=path.name == "requirements.txt") for path in paths]
     return Manifest.of("merged", hash_files(files, Silent()))
 
 

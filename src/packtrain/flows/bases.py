@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packtrain.errors import Refused, UsageError
-from packtrain.flows.hashing import LocalFile, hash_files
+from packtrain.flows.hashing import hash_files
+from packtrain.flows.sources import LocalFile, NewFile
 from packtrain.model.digest import Digest
 from packtrain.model.lineage import Lineage
 from packtrain.model.manifest import Base, Manifest
@@ -96,5 +97,5 @@ def _payload(directory: Path, reporter: Reporter) -> Digest:
     base = inspect(directory)
     if base.findings:
         raise Refused(f"the base in {directory} cannot be read: {base.findings[0]}", hint=base.findings[0].fix)
-    files = [LocalFile(path, source=base.directory / path) for path in base.taken]
+    files = [NewFile(path, LocalFile(base.directory / path)) for path in base.taken]
     return Manifest.of(base.kind, hash_files(files, reporter)).payload

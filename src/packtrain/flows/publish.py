@@ -6,32 +6,25 @@ same command again finds them and goes on.
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
-from threading import Lock
 
-from packtrain.errors import AlreadyExists, IntegrityError, PreflightRefused, Unavailable
+from packtrain.errors import PreflightRefused
 from packtrain.flows import bases
-from packtrain.flows.hashing import LocalFile, checked_body, hash_files
+from packtrain.flows.hashing import hash_files
 from packtrain.flows.promote import Move, promote
-from packtrain.flows.workers import Halt, run_all
+from packtrain.flows.sources import LocalDirectory, NewFile, Origin, files_of
+from packtrain.flows.storing import Lease, find_lacking, seal, send_files, settle
 from packtrain.model.digest import Digest
 from packtrain.model.finding import Finding
-from packtrain.model.ledger import timestamp
 from packtrain.model.lineage import Lineage, record_key
-from packtrain.model.manifest import FILE_NAME, FileEntry, Manifest
+from packtrain.model.manifest import Manifest
 from packtrain.model.reference import Reference, check_alias, check_name
 from packtrain.model.version import ModelVersion, version_prefix
 from packtrain.ports import Clock, Registry, Reporter, Store
 from packtrain.training.checkpoint import Checkpoint, inspect
-from packtrain.training.generated import generate
 from packtrain.training.lineage import read_lineage
 from packtrain.training.preflight import preflight
-
-THREADS = 4  # files uploaded at once; the store may send several parts of each at once
-LEASE = timedelta(hours=1)  # how long a publish that stopped answering keeps its upload from being collected
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +48,8 @@ class Published:
     """What a publish did. Sizes in bytes.
 
     ``version`` is None after a dry run of new bytes; ``created`` is False when these bytes were a version already;
-    ``uploaded`` is what was sent, or after a dry run would be. ``findings`` are preflight's warnings.
+    ``uploaded`` is what the store got, or after a dry run would get. ``findings`` are preflight's warnings;
+    ``lineage`` is what is known of how the checkpoint was made.
     """
 
     name: str
@@ -67,40 +61,64 @@ class Published:
     uploaded: int
     left: tuple[str, ...]
     findings: tuple[Finding, ...]
+    lineage: Lineage
     move: Move | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """What is about to become a version."""
+
+    origin: Origin
+    files: list[NewFile]
+    manifest: Manifest
+    base: bases.ResolvedBase
+    lineage: Lineage
+    code: bool
 
 
 def publish(store: Store, registry: Registry, request: Request, *, reporter: Reporter, clock: Clock) -> Published:
     """Checks, hashes, uploads what the store lacks, checks what the store holds, and only then names it."""
+    checkpoint = inspect(request.directory)
+    return publish_checkpoint(store, registry, request, checkpoint, LocalDirectory(checkpoint), reporter, clock)
+
+
+def publish_checkpoint(
+    store: Store,
+    registry: Registry,
+    request: Request,
+    checkpoint: Checkpoint,
+    origin: Origin,
+    reporter: Reporter,
+    clock: Clock,
+) -> Published:
+    """`publish`, for a checkpoint whose bytes come from ``origin``."""
     check_name(request.name)
     if request.alias:
         check_alias(request.alias)
-    checkpoint = inspect(request.directory)
     findings = _preflight(checkpoint, request, reporter)
+    lineage = _lineage(checkpoint, request)
     base = bases.resolve(checkpoint, request.base, registry, reporter)
-    files = _files(checkpoint)
+    files = files_of(checkpoint, origin)
     manifest = Manifest.of(checkpoint.kind, hash_files(files, reporter), base.for_manifest(checkpoint.kind))
-    digest = manifest.digest
+    code = any(finding.code == "custom-code" for finding in findings)  # --allow-code, or it was refused
+    candidate = _Candidate(origin, files, manifest, base, base.note(lineage), code)
     version = registry.read(request.name).state.same_payload(manifest.payload)
     created, uploaded = False, 0
     if version is None or request.force:
         if request.dry_run:
             version = None
-            lacking = _lacking(store, version_prefix(request.name, digest), manifest)
+            lacking = find_lacking(store, version_prefix(request.name, manifest.digest), manifest)
             uploaded = sum(file.size for file in lacking)
         else:
-            lineage = base.note(_lineage(checkpoint, request))
-            code = any(finding.code == "custom-code" for finding in findings)  # --allow-code, or it was refused
-            version, created, uploaded = _create(
-                store, registry, request.name, files, manifest, lineage, base, code, request.force, reporter, clock
-            )
+            version, created, uploaded = _create(store, registry, request, candidate, reporter, clock)
     move = None
     if request.alias and version and not request.dry_run:
         reference = Reference(request.name, version=version.number)
         move = promote(registry, reference, request.alias, expect=None, reason="publish --alias")
     return Published(
         name=request.name,
-        digest=version.digest if version else digest,
+        digest=version.digest if version else manifest.digest,
         kind=manifest.kind,
         size=manifest.size,
         version=version,
@@ -108,6 +126,7 @@ def publish(store: Store, registry: Registry, request: Request, *, reporter: Rep
         uploaded=uploaded,
         left=tuple(left.path for left in checkpoint.left),
         findings=findings,
+        lineage=candidate.lineage,
         move=move,
     )
 
@@ -129,20 +148,6 @@ def _preflight(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> 
     return findings
 
 
-def _files(checkpoint: Checkpoint) -> list[LocalFile]:
-    taken = [LocalFile(path, source=checkpoint.directory / path) for path in checkpoint.taken]
-    made = [
-        LocalFile(
-            file.path,
-            source=checkpoint.directory / file.copy_of if file.copy_of else None,
-            content=file.content or b"",
-            generated=True,
-        )
-        for file in generate(checkpoint)
-    ]
-    return taken + made
-
-
 def _lineage(checkpoint: Checkpoint, request: Request) -> Lineage:
     return read_lineage(
         checkpoint.directory,
@@ -153,29 +158,21 @@ def _lineage(checkpoint: Checkpoint, request: Request) -> Lineage:
 
 
 def _create(
-    store: Store,
-    registry: Registry,
-    name: str,
-    files: list[LocalFile],
-    manifest: Manifest,
-    lineage: Lineage,
-    base: bases.ResolvedBase,
-    code: bool,
-    force: bool,
-    reporter: Reporter,
-    clock: Clock,
+    store: Store, registry: Registry, request: Request, candidate: _Candidate, reporter: Reporter, clock: Clock
 ) -> tuple[ModelVersion, bool, int]:
     """The version, whether it is new, and the bytes that were uploaded for it."""
+    name, manifest = request.name, candidate.manifest
     digest = manifest.digest
     prefix = version_prefix(name, digest)
-    lease = _Lease(registry, name, digest, clock)
+    lease = Lease(registry, name, digest, clock)
     lease.renew()
-    if (held := base.version) is not None:
+    if (held := candidate.base.version) is not None:
         registry.change(held.name, lambda state: state.reference(held.digest, name, digest))
-    uploaded = _upload(store, prefix, files, manifest, lease, reporter)
-    _seal(store, prefix, manifest)
-    record = Digest.of(lineage.encode())
-    _create_if_absent(store, record_key(name, record), lineage.encode())
+    sent = send_files(store, prefix, candidate.files, manifest, lease.renew, reporter)
+    candidate.origin.require_unchanged()
+    seal(store, prefix, manifest)
+    record = Digest.of(candidate.lineage.encode())
+    settle(store, record_key(name, record), candidate.lineage.encode())
     registry.change(name, lambda state: state.attach(digest, "lineage", record))
     log, event = registry.change(
         name,
@@ -183,92 +180,13 @@ def _create(
             manifest,
             digest,
             lease.publish_id,
-            code=code,
-            base=base.version,
-            force=force,
+            code=candidate.code,
+            base=held,
+            force=request.force,
         ),
     )
     if event is not None:
-        return log.state.version(event.details["version"]), True, uploaded
+        return log.state.version(event.details["version"]), True, sent.size
     version = log.state.same_payload(manifest.payload)
     assert version is not None
-    return version, False, uploaded
-
-
-class _Lease:
-    """Tells garbage collection that this publish lives: an event before the first upload, renewed in time."""
-
-    def __init__(self, registry: Registry, name: str, digest: Digest, clock: Clock) -> None:
-        self.publish_id = uuid.uuid4().hex
-        self._registry = registry
-        self._name = name
-        self._digest = digest
-        self._clock = clock
-        self._lock = Lock()
-        self._renew_at = datetime.min.replace(tzinfo=clock.now().tzinfo)
-
-    def renew(self) -> None:
-        """Writes the event if half of the lease is over."""
-        with self._lock:
-            now = self._clock.now()
-            if now < self._renew_at:
-                return
-            until = timestamp(now + LEASE)
-            self._registry.change(self._name, lambda state: state.begin_publish(self._digest, self.publish_id, until))
-            self._renew_at = now + LEASE / 2
-
-
-def _upload(
-    store: Store, prefix: str, files: list[LocalFile], manifest: Manifest, lease: _Lease, reporter: Reporter
-) -> int:
-    local = {file.path: file for file in files}
-    lacking = _lacking(store, prefix, manifest)
-    total = sum(file.size for file in lacking)
-    if total < manifest.size:
-        reporter.note(f"the store holds {len(manifest.files) - len(lacking)} of {len(manifest.files)} files already")
-
-    def upload_file(entry: FileEntry, halt: Halt) -> None:
-        lease.renew()
-        body = (_renewing(piece, lease) for piece in checked_body(local[entry.path], entry, reporter, halt))
-        store.upload(prefix + entry.path, body, entry.size)
-
-    reporter.begin("uploading", total)
-    try:
-        run_all(upload_file, sorted(lacking, key=lambda f: -f.size), threads=THREADS, name="upload")
-    finally:
-        reporter.end()
-    return total
-
-
-def _renewing(piece: bytes, lease: _Lease) -> bytes:
-    lease.renew()
-    return piece
-
-
-def _lacking(store: Store, prefix: str, manifest: Manifest) -> list[FileEntry]:
-    """The files that the store does not hold whole. An object under a digest's prefix is written whole or not at
-    all, and its chunks were checked on their way, so its size tells."""
-    sizes = {info.key.removeprefix(prefix): info.size for info in store.list(prefix)}
-    return [file for file in manifest.files if sizes.get(file.path) != file.size]
-
-
-def _seal(store: Store, prefix: str, manifest: Manifest) -> None:
-    """Asks the store what it holds, then writes the manifest, the last object of the directory."""
-    if missing := _lacking(store, prefix, manifest):
-        raise Unavailable(
-            f"the store does not hold {missing[0].path} although it took it; nothing was published",
-            hint="Run the command again. If it happens again, look at the store's own log and lifecycle rules.",
-        )
-    _create_if_absent(store, prefix + FILE_NAME, manifest.encode())
-
-
-def _create_if_absent(store: Store, key: str, data: bytes) -> None:
-    """Writes a content-addressed object. One that is there must be the same."""
-    try:
-        store.create(key, data)
-    except AlreadyExists:
-        if store.get(key) != data:
-            raise IntegrityError(
-                f"{store.locate(key)} is not what its name says",
-                hint="The store was changed by something other than Packtrain; `packtrain verify` shows how far.",
-            ) from None
+    return version, False, sent.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -65,13 +66,44 @@ def check_stored(store: Store, prefix: str, manifest: Manifest, reporter: Report
     reporter.begin("verifying", manifest.size)
     try:
         run_all(
-            lambda run, halt: _check_run(store, prefix, run, reporter, halt),
+            lambda run, halt: _check_run(store, prefix, run, reporter.advance, halt),
             plan_runs(manifest, ()),
             threads=THREADS,
             name="verify",
         )
     finally:
         reporter.end()
+
+
+def find_damaged(store: Store, prefix: str, files: Sequence[FileEntry], reporter: Reporter) -> list[FileEntry]:
+    """Reads files of a version from the store. Returns those that are not what the manifest says, or are gone."""
+    if not files:
+        return []
+    runs = [Run(file, 0, 0, file.chunks) for file in files if file.chunks]
+    reporter.begin("checking what is there", sum(run.length for run in runs))
+    try:
+        found = run_all(
+            lambda run, halt: None if _is_right(store, prefix, run, reporter.advance, halt) else run.file,
+            sorted(runs, key=lambda run: -run.length),
+            threads=THREADS,
+            name="check",
+        )
+    finally:
+        reporter.end()
+    return [file for file in found if file is not None]
+
+
+def is_whole(store: Store, prefix: str, file: FileEntry, halt: Halt) -> bool:
+    """Reads one file of a version from the store: whether it is what the manifest says."""
+    return not file.chunks or _is_right(store, prefix, Run(file, 0, 0, file.chunks), lambda _: None, halt)
+
+
+def _is_right(store: Store, prefix: str, run: Run, advance: Callable[[int], None], halt: Halt) -> bool:
+    try:
+        _check_run(store, prefix, run, advance, halt)
+    except (IntegrityError, NotFound):
+        return False
+    return True
 
 
 def _fetch_run(
@@ -172,7 +204,7 @@ def _check_file(path: Path, file: FileEntry, reporter: Reporter, halt: Halt) -> 
         raise disk_error(error, f"could not read {path}") from error
 
 
-def _check_run(store: Store, prefix: str, run: Run, reporter: Reporter, halt: Halt) -> None:
+def _check_run(store: Store, prefix: str, run: Run, advance: Callable[[int], None], halt: Halt) -> None:
     digest, received, chunks = blake3(), 0, iter(run.chunks)
     chunk = next(chunks)
     for piece in store.read(prefix + run.file.path, run.start, run.length, _buffer()):
@@ -183,7 +215,7 @@ def _check_run(store: Store, prefix: str, run: Run, reporter: Reporter, halt: Ha
             digest.update(part)
             received += len(part)
             view = view[len(part) :]
-            reporter.advance(len(part))
+            advance(len(part))
             if received == chunk.length:
                 _require(digest.hexdigest() == chunk.blake3, run.file, f"{store.url}/{prefix}")
                 digest, received, chunk = blake3(), 0, next(chunks, chunk)

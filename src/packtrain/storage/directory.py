@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 from packtrain.errors import AlreadyExists, LocalDiskError, NotFound, Refused, Unavailable
 from packtrain.ports import ObjectInfo
@@ -42,6 +43,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _AWAY = {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_COPIES = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_COPIED = 64 << 20  # bytes that the kernel copies at once, so that a copy can be ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +68,10 @@ class _Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file of any kind in the store: its key, its mode as of lstat(2), its size."""
+    """A file of any kind in the store: its key, and what lstat(2) says."""
 
     key: str
-    mode: int
-    size: int
+    stat: os.stat_result
 
 
 class DirectoryStore:
@@ -126,18 +128,45 @@ class DirectoryStore:
                     key, lambda folder: os.rename(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folder)
                 )
 
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+        """By copy_file_range(2), within one file system: XFS, Btrfs, NFS 4.2 and JuiceFS then share the blocks or copy
+        them on the server; elsewhere the kernel copies."""
+        if not url.startswith("file://"):
+            return False
+        path = Path(unquote(url.removeprefix("file://")))
+        with self._unfinished() as new:
+            try:
+                with path.open("rb", buffering=0) as source:
+                    if os.fstat(source.fileno()).st_dev != os.fstat(new.file).st_dev:
+                        return False
+                    if not _copy_range(source.fileno(), new.file, size, advance):
+                        return False
+            except FileNotFoundError as error:
+                raise NotFound(f"there is no {path}") from error
+            except OSError as error:
+                raise LocalDiskError(
+                    f"could not copy {path} to {self._root / key}: {error.strerror}",
+                    hint=_free(self._root) if error.errno in _FULL else "",
+                ) from error
+            with self._errors(key):
+                new.seal()
+                self._place(
+                    key, lambda folder: os.rename(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folder)
+                )
+        return True
+
     def delete(self, key: str) -> None:
         self._remove(key, stat.S_ISREG)
 
     def head(self, key: str) -> ObjectInfo | None:
         with self._errors(key), suppress(NotFound), self._object(key) as file:
-            return ObjectInfo(key, os.fstat(file).st_size)
+            return _info(key, os.fstat(file))
         return None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for entry in self._walk(prefix):
-            if stat.S_ISREG(entry.mode):
-                yield ObjectInfo(entry.key, entry.size)
+            if stat.S_ISREG(entry.stat.st_mode):
+                yield _info(entry.key, entry.stat)
 
     def children(self, prefix: str) -> Iterator[str]:
         with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
@@ -155,7 +184,7 @@ class DirectoryStore:
     def links(self, prefix: str) -> dict[str, str]:
         """What each symbolic link under ``prefix`` says, by its key."""
         with self._errors(prefix):
-            links = [entry for entry in self._walk(prefix) if stat.S_ISLNK(entry.mode)]
+            links = [entry for entry in self._walk(prefix) if stat.S_ISLNK(entry.stat.st_mode)]
             return {entry.key: target for entry in links if (target := _read_link(self._root / entry.key)) is not None}
 
     def set_link(self, key: str, target: str) -> None:
@@ -213,7 +242,7 @@ class DirectoryStore:
                 for name in [*names, *folders]:  # fwalk counts a link to a folder as a folder, which it does not enter
                     info = _lstat(name, folder)
                     if info is not None and not stat.S_ISDIR(info.st_mode):
-                        yield _Entry(prefix + f"{path}/{name}".removeprefix("./"), info.st_mode, info.st_size)
+                        yield _Entry(prefix + f"{path}/{name}".removeprefix("./"), info)
 
     @contextmanager
     def _object(self, key: str) -> Iterator[int]:
@@ -363,6 +392,28 @@ def _parts(key: str) -> list[str]:
 def _name(key: str) -> str:
     *_, name = _parts(key)
     return name
+
+
+def _info(key: str, stat: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, stat.st_size, f"{stat.st_ino}.{stat.st_mtime_ns}")
+
+
+def _copy_range(source: int, target: int, size: int, advance: Callable[[int], None]) -> bool:
+    """Whether the kernel copied ``size`` bytes; if not, what was told to ``advance`` is taken back."""
+    done = 0
+    while done < size:
+        try:
+            count = os.copy_file_range(source, target, min(size - done, _COPIED))
+        except OSError as error:
+            if error.errno not in _NO_COPIES:
+                raise
+            count = 0
+        if count == 0:
+            advance(-done)
+            return False
+        done += count
+        advance(count)
+    return True
 
 
 def _keep(opened: ExitStack, file: int) -> int:

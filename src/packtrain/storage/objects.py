@@ -24,6 +24,7 @@ from packtrain.storage.aws import s3_config
 from packtrain.storage.threads import hand_over, interruptible
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ PART = 8 * MIB  # an object up to this size is one request
 MAX_PARTS = 10_000  # S3's limit for one object
 PARTS_AT_ONCE = 4  # with PART: the memory an upload takes
 PIECE = 128 << 10  # bytes that `read` gives at once, at least
+COPY = 5 * 10**9  # bytes that S3 copies in one call, at most
 
 STALL = 30.0  # seconds without a byte after which a request has failed; for twice that long it is repeated
 SENDING = 4  # an answer comes only after a part was sent, so a sender waits this many times longer
@@ -46,15 +48,18 @@ class ObjectStore:
     """A `Store` under a prefix of a bucket. `open_s3` makes it.
 
     ``reader`` and ``writer`` repeat what fails; ``creator`` does not: a put-if-absent whose answer was lost, sent
-    again, would be told that somebody else was first.
+    again, would be told that somebody else was first. ``copier`` is on the whole bucket.
     """
 
-    def __init__(self, url: str, endpoint: str, *, reader: S3Store, writer: S3Store, creator: S3Store) -> None:
+    def __init__(
+        self, url: str, endpoint: str, *, reader: S3Store, writer: S3Store, creator: S3Store, copier: S3Store
+    ) -> None:
         self._url = url
         self._endpoint = endpoint
         self._reader = reader
         self._writer = writer
         self._creator = creator
+        self._copier = copier
 
     @property
     def url(self) -> str:
@@ -109,22 +114,34 @@ class ObjectStore:
 
         hand_over(pieces, send)
 
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+        """By CopyObject, within the bucket. An object that is too large for that is the caller's to stream."""
+        bucket = "/".join(self._url.split("/")[:3]) + "/"
+        if not url.startswith(bucket) or size > COPY:
+            return False
+        source, target = (place.removeprefix(bucket) for place in (url, self.locate(key)))
+        try:
+            self._ask(key, lambda: obstore.copy(self._copier, source, target))
+        except NotFound:
+            raise NotFound(f"there is no {url}") from None
+        advance(size)
+        return True
+
     def delete(self, key: str) -> None:
         with suppress(NotFound):
             self._ask(key, lambda: obstore.delete(self._writer, key))
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
-            size = self._ask(key, lambda: obstore.head(self._reader, key)["size"])
+            return _info(self._ask(key, lambda: obstore.head(self._reader, key)), key)
         except NotFound:
             return None
-        return ObjectInfo(key, size)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         pages = obstore.list(self._reader, prefix)
         while (page := self._ask(prefix, lambda: next(pages, None))) is not None:
             for entry in page:
-                yield ObjectInfo(entry["path"], entry["size"])
+                yield _info(entry, entry["path"])
 
     def children(self, prefix: str) -> Iterator[str]:
         found = self._ask(prefix, lambda: obstore.list_with_delimiter(self._reader, prefix))
@@ -203,7 +220,7 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
     config = s3_config()
     endpoint = config.get("endpoint") or f"https://s3.{config.get('region', 'us-east-1')}.amazonaws.com"
 
-    def connect(silence: float, retries: int) -> S3Store:
+    def connect(silence: float, retries: int, below: str = prefix) -> S3Store:
         client: ClientConfig = {
             "allow_http": endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=min(5.0, silence)),
@@ -212,7 +229,7 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
         }
         retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * stall)}
         try:
-            return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=retry)
+            return S3Store(bucket, prefix=below or None, config=config, client_options=client, retry_config=retry)
         except (BaseError, ValueError) as error:
             what = _first(r"(.*)", str(error))
             raise UsageError(f"the settings for S3 make no sense: {what}", hint="Check the AWS_* variables.") from error
@@ -223,7 +240,13 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
         reader=connect(stall, retries=5),
         writer=connect(stall * SENDING, retries=5),
         creator=connect(stall, retries=0),
+        copier=connect(stall * SENDING, retries=5, below=""),
     )
+
+
+def _info(meta: ObjectMeta, key: str) -> ObjectInfo:
+    tag = f"{meta['e_tag']} {meta['last_modified']:%FT%T}" if meta["e_tag"] else ""
+    return ObjectInfo(key, meta["size"], tag)
 
 
 def _exactly(key: str, body: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum, auto
 from pathlib import Path
 
@@ -79,6 +79,12 @@ class FaultyStore:
         fault = self._before()
         self._inner.upload(key, self._counted(body), size)
         self._after(fault)
+
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+        fault = self._before()
+        copied = self._inner.copy_from(url, key, size, advance)
+        self._after(fault)
+        return copied
 
     def delete(self, key: str) -> None:
         fault = self._before()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from packtrain.errors import AlreadyExists, NotFound, Unavailable
 from packtrain.ports import ObjectInfo
@@ -52,17 +53,26 @@ class MemoryStore:
         with self._lock:
             self.objects[key] = data
 
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+        if not url.startswith(f"{self.url}/"):
+            return False
+        data = self.get(url.removeprefix(f"{self.url}/"))
+        advance(size)
+        with self._lock:
+            self.objects[key] = data
+        return True
+
     def delete(self, key: str) -> None:
         with self._lock:
             self.objects.pop(key, None)
 
     def head(self, key: str) -> ObjectInfo | None:
         data = self.objects.get(key)
-        return None if data is None else ObjectInfo(key, len(data))
+        return None if data is None else _info(key, data)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._lock:
-            found = [ObjectInfo(key, len(data)) for key, data in self.objects.items() if key.startswith(prefix)]
+            found = [_info(key, data) for key, data in self.objects.items() if key.startswith(prefix)]
         yield from found
 
     def children(self, prefix: str) -> Iterator[str]:
@@ -71,3 +81,7 @@ class MemoryStore:
 
     def locate(self, key: str) -> str:
         return f"{self.url}/{key}".rstrip("/")
+
+
+def _info(key: str, data: bytes) -> ObjectInfo:
+    return ObjectInfo(key, len(data), hashlib.sha256(data).hexdigest())
