@@ -16,6 +16,7 @@ from packtrain.settings import Settings, load
 from packtrain.wiring import Parts, wire
 
 if TYPE_CHECKING:
+    from packtrain.flows.caching import Checked, Listing, Removed
     from packtrain.flows.catalog import Entry
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
@@ -59,6 +60,8 @@ class Client:
         store: str | None = None,
         registry: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_quota: str | None = None,
+        cache_free: str | None = None,
         actor: str | None = None,
         vllm: str | None = None,
         llamafactory: str | None = None,
@@ -68,6 +71,8 @@ class Client:
             "store": store,
             "registry": registry,
             "cache_dir": os.fspath(cache_dir) if cache_dir is not None else None,
+            "cache_quota": cache_quota,
+            "cache_free": cache_free,
             "actor": actor,
             "vllm": vllm,
             "llamafactory": llamafactory,
@@ -192,8 +197,11 @@ class Client:
 
         return verify(self._parts.store, self._parts.registry, name, every_byte=every_byte, reporter=self._reporter)
 
-    def pull(self, reference: str, *, to: str | os.PathLike[str] | None = None) -> Snapshot:
-        """A complete, verified, read-only directory of a version: in the cache, or at ``to``."""
+    def pull(self, reference: str, *, to: str | os.PathLike[str] | None = None, keep: bool = False) -> Snapshot:
+        """A complete, verified, read-only directory of a version: in the cache, or at ``to``.
+
+        The cache keeps it for half an hour, or for good with ``keep``.
+        """
         from packtrain.flows.pull import pull
 
         parts = self._parts
@@ -205,7 +213,39 @@ class Client:
             reporter=self._reporter,
             clock=parts.clock,
             to=_path(to),
+            keep=keep,
         )
+
+    def cached(self) -> Listing:
+        """What is in the cache of this node, who holds it, and how much there may be."""
+        from packtrain.flows.caching import contents
+
+        return contents(self._parts.cache, self._parts.registry)
+
+    def uncache(self, which: str) -> Removed:
+        """Frees the space of a snapshot or an unfinished download: a reference, or a digest. Refused while it is in
+        use or leased."""
+        from packtrain.flows.caching import remove
+
+        return remove(self._parts.cache, self._parts.registry, which, reporter=self._reporter)
+
+    def verify_cached(self, which: str | None = None) -> list[Checked]:
+        """Reads every byte of one snapshot or of all. Raises IntegrityError; what is damaged is out of the way."""
+        from packtrain.flows.caching import verify
+
+        return verify(self._parts.cache, self._parts.registry, which, reporter=self._reporter)
+
+    def pin(self, which: str) -> str:
+        """Keeps a snapshot that is in the cache until `unpin`. Returns what it is called."""
+        from packtrain.flows.caching import pin
+
+        return pin(self._parts.cache, self._parts.registry, which, reporter=self._reporter)
+
+    def unpin(self, which: str) -> tuple[str, bool]:
+        """Ends a pin and a lease. Returns what it is called, and whether there was any."""
+        from packtrain.flows.caching import unpin
+
+        return unpin(self._parts.cache, self._parts.registry, which, reporter=self._reporter)
 
     def serve(self, reference: str, arguments: Sequence[str] = ()) -> int:
         """Pulls a version and runs ``vllm serve`` on it with ``arguments`` until it ends. Returns its exit code."""

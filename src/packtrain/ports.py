@@ -121,6 +121,10 @@ class Registry(Protocol):
         """What the registry holds now. Empty for an unknown name. Raises Unavailable, IntegrityError."""
         ...
 
+    def known(self) -> list[str]:
+        """The registered models of which this machine has seen something, without asking the registry."""
+        ...
+
     def remembered(self, name: str) -> Log:
         """What this machine saw last, without asking the registry: for serving while it is unreachable."""
         ...
@@ -163,7 +167,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary start, never backwards."""
+        """Seconds from a start that all processes of this boot share, never backwards."""
         ...
 
     def sleep(self, seconds: float) -> None: ...

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from packtrain.errors import UsageError
+from packtrain.model.amount import Amount
 
 FILE_NAME = "packtrain.toml"
 
@@ -25,6 +26,8 @@ class Settings:
     store: str  # file:///path, s3://bucket/prefix
     registry: str  # "store": the ledger inside the store
     cache_dir: Path  # this node's snapshots
+    cache_quota: Amount  # how much they may take
+    cache_free: Amount  # how much of their disk stays free
     actor: str  # who is written into the ledger
     vllm: str  # the command that starts vLLM
     llamafactory: str  # the command that starts LLaMA-Factory
@@ -43,8 +46,12 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
         if value := environ.get(f"PACKTRAIN_{name.upper()}"):
             values[name] = value
     values.update({name: value for name, value in flags.items() if value is not None})
-    cache_dir = _with_home(values.pop("cache_dir")).absolute()
-    return Settings(cache_dir=cache_dir, **values)
+    return Settings(
+        cache_dir=_with_home(values.pop("cache_dir")).absolute(),
+        cache_quota=_amount("cache_quota", values.pop("cache_quota")),
+        cache_free=_amount("cache_free", values.pop("cache_free")),
+        **values,
+    )
 
 
 def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
@@ -55,6 +62,8 @@ def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
         "store": (data / "packtrain" / "store").absolute().as_uri(),
         "registry": "store",
         "cache_dir": str(cache / "packtrain"),
+        "cache_quota": "100%",
+        "cache_free": "5%",
         "actor": _user(),
         "vllm": "vllm",
         "llamafactory": "llamafactory-cli",
@@ -86,6 +95,13 @@ def _with_home(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{path}: there is no such user's home", hint="Write the path from / on.") from error
+
+
+def _amount(name: str, text: str) -> Amount:
+    try:
+        return Amount(text)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}", hint=error.hint) from error
 
 
 def _from_file(path: Path) -> dict[str, str]:

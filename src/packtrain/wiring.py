@@ -54,12 +54,15 @@ def wire(settings: Settings, reporter: Reporter) -> Parts:
     seen = SeenLedgers(settings.cache_dir / "ledgers" / Digest.of(store.url.encode()).short)
     registry = LedgerRegistry(store, seen, actor=settings.actor, clock=clock, nonce=lambda: uuid.uuid4().hex)
     linking = LinkingRegistry(registry, store, reporter)
-    return Parts(store, linking, Cache(settings.cache_dir, boot=_boot_id()), clock)
+    cache = Cache(
+        settings.cache_dir, boot=_boot_id(), clock=clock, quota=settings.cache_quota, floor=settings.cache_free
+    )
+    return Parts(store, linking, cache, clock)
 
 
 def _boot_id() -> str:
-    """Different after every restart of this machine."""
+    """Different after every restart of this machine; where that cannot be known, different for every process."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return "unknown"
+        return uuid.uuid4().hex

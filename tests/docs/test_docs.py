@@ -19,6 +19,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BIN = Path(sys.executable).parent
 COMMANDS = ("publish", "export", "promote", "rollback", "archive", "pull", "url", "serve", "run")
 COMMANDS += ("models", "show", "history", "verify")
+COMMANDS += ("cache ls", "cache rm", "cache verify", "cache pin", "cache unpin")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -32,10 +33,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_commands_and_options_exist(page: Path) -> None:
     helps: dict[str, str] = {}
     for line in re.findall(r"^packtrain ([a-z]+ .*)$", page.read_text(), re.MULTILINE):
-        command, _, rest = line.partition(" ")
+        command, rest = re.fullmatch(r"(cache [a-z]+|[a-z]+)(.*)", line).groups()  # type: ignore[union-attr]
         assert command in COMMANDS, f"{page}: packtrain {command}"
         if command not in helps:
-            shown = subprocess.run([BIN / "packtrain", command, "--help"], capture_output=True, text=True, check=True)
+            shown = subprocess.run(
+                [BIN / "packtrain", *command.split(), "--help"], capture_output=True, text=True, check=True
+            )
             helps[command] = shown.stdout
         for option in re.findall(r"--[a-z-]+", rest.partition(" -- ")[0].partition("#")[0]):
             assert option in helps[command], f"{page}: packtrain {command} has no {option}"

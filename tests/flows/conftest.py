@@ -14,6 +14,7 @@ from packtrain.cache import Cache
 from packtrain.client import Silent
 from packtrain.flows.publish import Published, Request, publish
 from packtrain.flows.pull import Snapshot, pull
+from packtrain.model.amount import Amount
 from packtrain.model.reference import Reference
 from packtrain.ports import Store
 from packtrain.registry.ledger import LedgerRegistry
@@ -44,11 +45,19 @@ class House:
     store: Store
     home: Path
     boot: str = "boot-1"
+    quota: str = "100%"
+    floor: str = "0%"
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
         self.notes = Notes()
-        self.cache = Cache(self.home / "cache", boot=self.boot)
+        self.cache = Cache(
+            self.home / "cache",
+            boot=self.boot,
+            clock=self.clock,
+            quota=Amount(self.quota),
+            floor=Amount(self.floor),
+        )
         self.registry = LedgerRegistry(
             self.store,
             SeenLedgers(self.home / "ledgers"),
@@ -61,7 +70,7 @@ class House:
         request = Request(directory=directory, name=name, **options)  # type: ignore[arg-type]
         return publish(self.store, self.registry, request, reporter=self.notes, clock=self.clock)
 
-    def pull(self, reference: str, to: Path | None = None) -> Snapshot:
+    def pull(self, reference: str, to: Path | None = None, keep: bool = False) -> Snapshot:
         return pull(
             self.store,
             self.registry,
@@ -70,6 +79,7 @@ class House:
             reporter=self.notes,
             clock=self.clock,
             to=to,
+            keep=keep,
         )
 
 
@@ -101,10 +111,10 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def make_house(store: MemoryStore, tmp_path: Path) -> Callable[..., House]:
-    """``make_house(NAME, store=..., boot=...)``: another machine, or the same one again."""
+    """``make_house(NAME, store=..., boot=..., quota=...)``: another machine, or the same one again."""
 
-    def make(name: str = "node", *, store: Store = store, boot: str = "boot-1") -> House:
-        return House(store, tmp_path / name, boot)
+    def make(name: str = "node", *, store: Store = store, **options: str) -> House:
+        return House(store, tmp_path / name, **options)
 
     return make
 

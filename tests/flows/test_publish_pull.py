@@ -265,7 +265,7 @@ def test_a_partial_download_goes_on_after_a_reboot_with_what_is_whole(
     digest = make_house("publisher").publish(models.first).digest
     node = make_house("node", boot="boot-1")
     manifest = Manifest.decode(store.objects[f"models/llama/{digest.hex}/{FILE_NAME}"])
-    partial = node.cache.partial(digest, manifest)
+    partial = node.cache.begin(digest, manifest, name_of=str)
     transfer.fetch(store, f"models/llama/{digest.hex}/", manifest, partial, node.notes, node.clock)
     largest = max(manifest.files, key=lambda file: file.size)
     with partial.open(largest.path) as descriptor:

@@ -140,6 +140,16 @@ def test_documents_are_as_documented(published: Cli, command: str, arguments: li
     assert shape(published.json(command, *arguments)) == shape(documented(command))
 
 
+def test_documents_of_the_cache_are_as_documented(cli: Cli, models: Models) -> None:
+    cli.run("publish", models.first, "--name", "llama")
+    cli.run("pull", "llama", "--pin")
+    listing = cli.json("cache", "ls")
+    assert shape(listing) == shape(documented("cache ls"))
+    assert shape(listing["snapshots"]) == shape(documented("cache ls")["snapshots"])
+    for command in ("verify", "unpin", "pin", "unpin", "rm"):
+        assert shape(cli.json("cache", command, "llama")) == shape(documented(f"cache {command}"))
+
+
 def test_documents_of_changes_are_as_documented(cli: Cli, models: Models) -> None:
     published = cli.json("publish", models.first, "--name", "llama", "--alias", "staging")
     assert shape(published) == shape(documented("publish"))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
 from packtrain.errors import disk_error
 from packtrain.model.manifest import FILE_NAME, Manifest
 
+JOURNAL = "journal"
 _INDEX_BYTES = 4
 
 
@@ -29,13 +30,19 @@ class Partial:
         self.tree = directory / "tree"
         self._manifest = manifest
         self._boot = boot
-        self._journal_path = directory / "journal"
+        self._journal_path = directory / JOURNAL
         self._lock = Lock()
         self.finished: set[int] = set()
         self.doubtful: set[int] = set()
-        with self._disk("could not prepare the download"):
-            self._journal = self._open_journal()
-            self._preallocate()
+        self._journal = -1
+        try:
+            with self._disk("could not prepare the download"):
+                self._make_writable()
+                self._open_journal()
+                self._preallocate()
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def open(self, path: str) -> Iterator[int]:
@@ -56,10 +63,7 @@ class Partial:
     def settle_doubts(self) -> None:
         """Begins the journal anew with what is finished now: every doubtful chunk was checked or will be fetched."""
         with self._disk("could not rewrite the journal"):
-            os.ftruncate(self._journal, 0)
-            indexes = b"".join(i.to_bytes(_INDEX_BYTES, "little") for i in sorted(self.finished))
-            os.pwrite(self._journal, self._header + indexes, 0)
-            os.lseek(self._journal, 0, os.SEEK_END)
+            self._write_journal(self._header, self.finished)
             self.doubtful.clear()
 
     def publish_as(self, target: Path) -> None:
@@ -92,24 +96,44 @@ class Partial:
     def _header(self) -> bytes:
         return self._boot.encode() + b"\n"
 
-    def _open_journal(self) -> int:
+    def _make_writable(self) -> None:
+        """A download that was interrupted while it got its name is read-only already."""
         self.tree.mkdir(parents=True, exist_ok=True)
-        journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        for folder, _, names in os.walk(self.tree):
+            Path(folder).chmod(0o755)
+            for name in names:
+                (Path(folder) / name).chmod(0o644)
+
+    def _open_journal(self) -> None:
+        self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         header, newline, indexes = self._journal_path.read_bytes().partition(b"\n")
-        count = sum(len(file.chunks) for file in self._manifest.files)
         whole = len(indexes) - len(indexes) % _INDEX_BYTES
         noted = {int.from_bytes(indexes[i : i + _INDEX_BYTES], "little") for i in range(0, whole, _INDEX_BYTES)}
-        noted = {index for index in noted if index < count}
+        here = self._chunks_here()
         if newline and header == self._boot.encode():
-            self.finished = noted
-            os.ftruncate(journal, len(header) + 1 + whole)
-        else:
-            self.doubtful = noted if newline else set()
-            if not self.doubtful:
-                os.ftruncate(journal, 0)
-                os.pwrite(journal, self._header, 0)
-        os.lseek(journal, 0, os.SEEK_END)
-        return journal
+            self.finished = noted & here
+        elif newline:
+            self.doubtful = noted & here
+        if not newline or not noted <= here or whole < len(indexes):
+            self._write_journal(header + newline if self.doubtful else self._header, self.finished | self.doubtful)
+        os.lseek(self._journal, 0, os.SEEK_END)
+
+    def _chunks_here(self) -> set[int]:
+        """The chunks of the files that have their size. Another file holds nothing, whatever the journal says: a
+        removal may have been interrupted between the two."""
+        here: set[int] = set()
+        index = 0
+        for file in self._manifest.files:
+            chunks = range(index, index := index + len(file.chunks))
+            with suppress(FileNotFoundError):
+                if (self.tree / file.path).lstat().st_size == file.size:
+                    here.update(chunks)
+        return here
+
+    def _write_journal(self, header: bytes, indexes: Iterable[int]) -> None:
+        os.ftruncate(self._journal, 0)
+        os.pwrite(self._journal, header + b"".join(i.to_bytes(_INDEX_BYTES, "little") for i in sorted(indexes)), 0)
+        os.lseek(self._journal, 0, os.SEEK_END)
 
     def _preallocate(self) -> None:
         """Gives every file its size, so that a full disk is met before the download and not at its end."""

@@ -1,157 +1,340 @@
-"""The cache: which snapshots are there, which may be trusted, and who holds them."""
+"""The cache: which snapshots are there, which may be trusted, who holds them, and what goes when room is needed."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from packtrain.cache.partial import Partial
-from packtrain.errors import disk_error
-from packtrain.model.digest import Digest
+from packtrain.cache import trees
+from packtrain.cache.locks import Locks, Pin
+from packtrain.cache.marks import Marks
+from packtrain.cache.partial import JOURNAL, Partial
+from packtrain.cache.shortage import remedy, shortage
+from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, disk_error
+from packtrain.model import retention
+from packtrain.model.amount import Amount
+from packtrain.model.digest import Digest, is_hex256
 from packtrain.model.manifest import FILE_NAME, Manifest
+from packtrain.model.retention import Holds, Occupant, Room
+from packtrain.ports import Clock
 
-_DURABLE = "durable"
+LEASE = 30 * 60.0  # seconds for which a snapshot stays after its path was given to somebody
+UNFINISHED = 3 * 24 * 3600.0  # seconds for which a download that nobody continues stays
+SKEW = 3600.0  # seconds: what was written that far in the future was written before the clock was set back
+WRITTEN = 60.0  # seconds after which the kernel has written what was left to it (its own default is 30)
+
+_ROOM = "room"  # the lock of whoever measures, evicts or takes space: one at a time
+
+Naming = Callable[[Digest], str]  # what people call a version
 
 
 @dataclass(frozen=True, slots=True)
-class Pin:
-    """A shared lock on a snapshot. It lasts as long as any process has ``descriptor`` open."""
+class Contents:
+    """Everything in a cache, most recently used first, and how much there may be."""
 
-    descriptor: int
-
-    def release(self) -> None:
-        os.close(self.descriptor)
+    occupants: tuple[Occupant, ...]
+    room: Room
 
 
 class Cache:
     """The snapshots of one node, shared by every process of one user on it.
 
-    ``boot`` identifies this boot of the machine: what was written under another boot and is not marked durable may
-    have lost bytes with the power, so it is not trusted until it was read back.
+    ``boot`` identifies this boot of the machine: what was written under another boot and is not known to be on the
+    disk may have lost bytes with the power, so it is not trusted until it was read back. ``quota`` limits what is
+    here; ``floor`` is what stays free on the disk.
+
+    Who wants a snapshot pins it first and then looks whether it is there; who evicts holds the pins' lock exclusively
+    while it takes the snapshot away. So nobody who found a snapshot under its own pin loses it.
     """
 
-    def __init__(self, root: Path, *, boot: str) -> None:
+    def __init__(self, root: Path, *, boot: str, clock: Clock, quota: Amount, floor: Amount) -> None:
         self.root = root
         self.boot = boot
+        self._clock = clock
+        self._quota = quota
+        self._floor = floor
+        self._locks = Locks(root / "locks")
+        self._marks = Marks(root / "marks", boot=boot)
+
+    # What is there
 
     def path(self, digest: Digest) -> Path:
         """Where the snapshot is, or would be."""
         return self.root / "snapshots" / digest.hex
 
+    def snapshots(self) -> Iterator[Digest]:
+        """Every snapshot that is there, trusted or not."""
+        return _digests(self.root / "snapshots")
+
     def holds(self, digest: Digest) -> bool:
-        """Whether a complete snapshot is there, trusted or not."""
-        return (self.path(digest) / FILE_NAME).is_file()
+        """Whether a snapshot is there, trusted or not."""
+        return self.path(digest).exists()
 
     def trusts(self, digest: Digest) -> bool:
         """Whether the snapshot was verified under this boot, or is known to be on the disk since."""
-        return self._mark(digest) in (self.boot, _DURABLE)
+        return self.is_durable(digest) or self._marks.verified_since(digest) is not None
 
     def is_durable(self, digest: Digest) -> bool:
-        return self._mark(digest) == _DURABLE
+        return self._marks.is_durable(digest)
 
     def manifest(self, digest: Digest) -> Manifest:
         """The manifest of a snapshot that is there. Raises IntegrityError."""
         what = self.path(digest) / FILE_NAME
-        with self._disk(f"could not read {what}"):
+        try:
             data = what.read_bytes()
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{what} is missing") from error
+        except OSError as error:
+            raise disk_error(error, f"could not read {what}") from error
         return Manifest.decode(data, expect=digest, what=str(what))
+
+    def contents(self) -> Contents:
+        """What takes space here. Makes nothing where no cache is."""
+        if not self.root.exists():
+            return Contents((), self._room([]))
+        with self._making_room():
+            occupants = self._occupants()
+            return Contents(tuple(sorted(occupants, key=lambda o: o.used, reverse=True)), self._room(occupants))
+
+    def users(self, occupant: Occupant) -> list[str]:
+        """The processes that use it, as far as this user may see them: ``vllm (4711)``."""
+        return self._locks.holders(_lock_of(occupant)) if occupant.holds.in_use else []
+
+    def held_by(self, occupant: Occupant) -> str:
+        """What keeps it here, in words."""
+        users = self.users(occupant)
+        return f"{occupant.holds}" + (f" by {', '.join(users)}" if users else "")
+
+    # Who holds it
+
+    def pin(self, digest: Digest) -> Pin:
+        """Keeps the snapshot, now or once it is there, from eviction, as long as any process has the pin open."""
+        return self._locks.shared(digest.hex)
+
+    def lease(self, digest: Digest) -> None:
+        """Promises that the snapshot stays for a while, to somebody who was given its path. Only under a pin."""
+        with self._disk("could not note the lease"):
+            self._marks.lease(digest, self._clock.monotonic() + LEASE)
+
+    def keep(self, digest: Digest) -> None:
+        """Pins the snapshot for good. Only under a pin."""
+        with self._disk("could not note the pin"):
+            self._marks.pin(digest)
+
+    def let_go(self, digest: Digest) -> bool:
+        """Ends a pin for good and a lease. Returns whether there was one."""
+        with self._disk("could not remove the pin"):
+            held = self._marks.is_pinned(digest) or self._lease_left(digest) > 0
+            self._marks.unpin(digest)
+            self._marks.end_lease(digest)
+            return held
+
+    def touch(self, digest: Digest) -> None:
+        """Notes that the snapshot is used now. That it cannot be noted is no reason not to use it."""
+        with suppress(OSError):
+            self._marks.set_used(digest, self._clock.now())
+
+    # Getting it here
 
     @contextmanager
     def fetching(self, digest: Digest, *, on_wait: Callable[[], None]) -> Iterator[None]:
         """Makes this process the only one that downloads the version; calls ``on_wait`` before it waits for another."""
-        descriptor = self._lock_file(f"{digest.hex}.fetch")
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with self._locks.exclusive(f"{digest.hex}.fetch", on_wait):
             yield
-        finally:
-            os.close(descriptor)
 
-    def partial(self, digest: Digest, manifest: Manifest) -> Partial:
-        """The download of a version, begun or continued. Only inside `fetching`."""
-        return Partial(self.root / "partial" / digest.hex, manifest, self.boot)
+    def begin(self, digest: Digest, manifest: Manifest, *, name_of: Naming) -> Partial:
+        """The download of a version, begun or continued, with room for all of it. Only inside `fetching`.
+
+        Evicts what has to go. Raises LocalDiskError, which says what holds the space, before anything was changed.
+        """
+        with self._making_room():
+            self._make_room(digest, manifest, name_of)
+            tree = self._unfinished(digest)
+            begun = tree.exists()
+            try:
+                return Partial(tree, manifest, self.boot)
+            except LocalDiskError:
+                if not begun:  # there is nothing in it that could be continued
+                    trees.throw_away(tree, self._trash)
+                    trees.empty(self._trash)
+                raise
 
     def admit(self, digest: Digest, partial: Partial) -> Path:
         """Makes a finished, verified download the snapshot. Only inside `fetching`."""
         path = self.path(digest)
-        self._write_mark(digest, self.boot)
+        with self._disk(f"could not complete {path}"):
+            self._marks.set_verified(digest, self._clock.monotonic())
         partial.publish_as(path)
         return path
 
-    def tidy(self, digest: Digest) -> None:
-        """Removes what a crash right after `admit` named the snapshot may have left of its download."""
-        leftover = self.root / "partial" / digest.hex
-        if leftover.exists():
-            with self.fetching(digest, on_wait=lambda: None):
-                shutil.rmtree(leftover, ignore_errors=True)
+    def sweep(self) -> None:
+        """Removes what crashes left behind, unless another process is about to."""
+        with self._locks.attempt(_ROOM) as (alone, _):
+            if alone:
+                self._sweep()
 
-    def vouch(self, digest: Digest) -> None:
-        """Notes that the snapshot was read back and every chunk was right."""
-        self._write_mark(digest, self.boot)
+    # Whether it may be trusted
 
     def settle(self, digest: Digest) -> None:
-        """Puts the snapshot onto the disk, and marks it so. May take as long as writing it does."""
+        """Puts a snapshot that was verified onto the disk, and marks it so. Only under a pin: else it might be
+        another one by the time of the mark. May take as long as writing it does."""
         with self._disk(f"could not sync {self.path(digest)}"):
-            for folder, _, names in os.walk(self.path(digest)):
-                for name in [*names, "."]:
-                    descriptor = os.open(Path(folder) / name, os.O_RDONLY | os.O_CLOEXEC)
-                    try:
-                        os.fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
-            descriptor = os.open(self.root / "snapshots", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        self._write_mark(digest, _DURABLE)
+            trees.sync(self.path(digest))
+            self._marks.set_durable(digest)
 
-    def pin(self, digest: Digest) -> Pin:
-        """Keeps the snapshot, now or once it is there, from eviction."""
-        descriptor = self._lock_file(digest.hex)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        return Pin(descriptor)
+    def settle_written(self) -> None:
+        """Settles what the kernel has written by now, which takes no time: for commands that cannot wait for the
+        disk themselves. What fails is read back after a restart."""
+        for digest in self.snapshots():
+            verified = self._marks.verified_since(digest)
+            if verified is None or not 0 <= verified <= self._clock.monotonic() - WRITTEN:
+                continue
+            with self.pin(digest), suppress(LocalDiskError):
+                if self._marks.verified_since(digest) == verified and self.holds(digest):
+                    self.settle(digest)
 
-    def discard(self, digest: Digest) -> None:
-        """Takes a snapshot that is not what it should be out of the way. Only inside `fetching`."""
-        with self._disk(f"could not remove {self.path(digest)}"):
-            trash = self.root / "trash" / f"{digest.hex}.{uuid.uuid4().hex}"
-            trash.parent.mkdir(parents=True, exist_ok=True)
-            path = self.path(digest)
-            path.chmod(0o755)
-            path.rename(trash)
-            for folder, _, _ in os.walk(trash):
-                Path(folder).chmod(0o755)
-            shutil.rmtree(trash)
+    def discard(self, digest: Digest, pin: Pin) -> bool:
+        """Takes a snapshot that is not what it should be out of the way, unless others than ``pin`` use it: then it
+        is only trusted no more. Returns whether it is gone. Only inside `fetching`."""
+        with self._making_room(), self._disk(f"could not remove {self.path(digest)}"):
+            self._marks.distrust(digest)
+            with pin.exclusively() as alone:
+                if alone and self.holds(digest):
+                    trees.throw_away(self.path(digest), self._trash)
+                return alone
 
-    def _lock_file(self, name: str) -> int:
-        with self._disk(f"could not open a lock in {self.root}"):
-            locks = self.root / "locks"
-            locks.mkdir(parents=True, exist_ok=True)
-            return os.open(locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # Making room
 
-    def _mark(self, digest: Digest) -> str:
+    def remove(self, digest: Digest, *, name_of: Naming) -> int:
+        """Removes a snapshot, pinned for good or not, or an unfinished download. Returns the bytes that it freed.
+
+        Raises NotFound, and Refused naming who uses it, or until when it is leased.
+        """
+        with self._making_room():
+            occupants = self._occupants()
+            found = [occupant for occupant in occupants if occupant.digest == digest]
+            if not found:
+                raise NotFound(f"{name_of(digest)} is not in the cache", hint="packtrain cache ls lists what is.")
+            for occupant in found:
+                if occupant.holds.in_use or (occupant.holds.lease and occupant.trust != "unfinished"):
+                    raise self._refusal(occupant, name_of)
+            with self._disk("could not remove the pin"):
+                self._marks.unpin(digest)
+            for occupant in found:
+                if not self._evict(occupant):  # somebody came to use it just now
+                    raise self._refusal(replace(occupant, holds=Holds(in_use=True)), name_of)
+            return retention.unique_size(occupants) - retention.unique_size(o for o in occupants if o not in found)
+
+    def _refusal(self, occupant: Occupant, name_of: Naming) -> Refused:
+        name = name_of(occupant.digest)
+        return Refused(
+            f"{name} stays in the cache: {self.held_by(occupant)}", hint=f"{remedy(name, occupant)}, then remove it."
+        )
+
+    def _make_room(self, digest: Digest, manifest: Manifest, name_of: Naming) -> None:
+        while True:
+            occupants = self._occupants()
+            for occupant in occupants:
+                if occupant.holds.in_use and occupant.trust != "unfinished":
+                    self.touch(occupant.digest)  # what serves now is used now, whenever it was started
+            begun = sum(o.size for o in occupants if o.digest == digest and o.trust == "unfinished")
+            needed = max(0, manifest.size + len(manifest.encode()) - begun)
+            room = self._room(occupants)
+            plan = retention.plan(occupants, needed, room)
+            if not plan.fits:
+                held = [(name_of(o.digest), o, self.held_by(o)) for o in occupants if o.holds and o.digest != digest]
+                raise shortage(name_of(digest), needed, room, plan, held, self.root)
+            if not plan.evict:
+                return
+            for occupant in plan.evict:
+                self._evict(occupant)  # if somebody came to use it meanwhile, the next round knows
+
+    def _evict(self, occupant: Occupant) -> bool:
+        """Whether it is gone; False if somebody holds it. Only while making room."""
+        digest = occupant.digest
+        with self._disk(f"could not evict {digest}"), self._locks.attempt(_lock_of(occupant)) as (alone, _):
+            if not alone:
+                return False
+            if occupant.trust == "unfinished":
+                trees.throw_away(self._unfinished(digest), self._trash)
+            elif self._marks.is_pinned(digest) or self._lease_left(digest) > 0:
+                return False
+            else:
+                self._marks.forget(digest)  # first: a crash in between leaves nothing but a snapshot to be read back
+                trees.throw_away(self.path(digest), self._trash)
+        trees.empty(self._trash)
+        return True
+
+    @contextmanager
+    def _making_room(self) -> Iterator[None]:
+        """Alone in measuring, evicting and taking space."""
+        with self._locks.exclusive(_ROOM):
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        with self._disk("could not empty the trash"):
+            for digest in _digests(self.root / "partial"):
+                if self.holds(digest):  # a crash right after the download got its name
+                    with self._locks.attempt(f"{digest.hex}.fetch") as (alone, _):
+                        if alone:
+                            trees.throw_away(self._unfinished(digest), self._trash)
+            trees.empty(self._trash)
+
+    def _occupants(self) -> list[Occupant]:
+        """Only while making room: whether a lock is held is found by trying to take it."""
+        return [
+            *(self._snapshot(digest) for digest in self.snapshots()),
+            *(self._download(digest) for digest in _digests(self.root / "partial")),
+        ]
+
+    def _snapshot(self, digest: Digest) -> Occupant:
+        return Occupant(
+            digest,
+            *trees.measure(self.path(digest)),
+            self._marks.used(digest),
+            Holds(
+                in_use=self._locks.is_held(digest.hex),
+                lease=self._lease_left(digest),
+                pinned=self._marks.is_pinned(digest),
+            ),
+            "durable" if self.is_durable(digest) else "verified" if self.trusts(digest) else "doubtful",
+        )
+
+    def _download(self, digest: Digest) -> Occupant:
+        """Stays for a while after it was interrupted, so that it can be continued."""
+        tree = self._unfinished(digest)
         try:
-            return (self.root / "marks" / digest.hex).read_text().strip()
+            worked = datetime.fromtimestamp((tree / JOURNAL).stat().st_mtime, UTC)
         except OSError:
-            return ""
+            worked = datetime.fromtimestamp(0, UTC)
+        age = (self._clock.now() - worked).total_seconds()
+        left = UNFINISHED - max(0.0, age) if age > -SKEW else 0.0
+        holds = Holds(in_use=self._locks.is_held(f"{digest.hex}.fetch"), lease=max(0.0, left))
+        return Occupant(digest, *trees.measure(tree), worked, holds, "unfinished")
 
-    def _write_mark(self, digest: Digest, text: str) -> None:
-        with self._disk(f"could not write in {self.root}"):
-            marks = self.root / "marks"
-            marks.mkdir(parents=True, exist_ok=True)
-            temporary = marks / f".{digest.hex}.{uuid.uuid4().hex}"
-            temporary.write_text(text + "\n")
-            temporary.rename(marks / digest.hex)
+    def _lease_left(self, digest: Digest) -> float:
+        until = self._marks.lease_until(digest)
+        left = until - self._clock.monotonic() if until is not None else 0.0
+        return left if 0 < left <= LEASE + 1 else 0.0  # a longer one was not granted by us
+
+    def _room(self, occupants: list[Occupant]) -> Room:
+        with self._disk(f"could not measure the disk of {self.root}"):
+            existing = next(path for path in (self.root, *self.root.parents) if path.exists())
+            disk = os.statvfs(existing)
+        total, promised = disk.f_blocks * disk.f_frsize, sum(occupant.unwritten for occupant in occupants)
+        return Room(self._quota.of(total), self._floor.of(total), disk.f_bavail * disk.f_frsize - promised)
+
+    @property
+    def _trash(self) -> Path:
+        return self.root / "trash"
+
+    def _unfinished(self, digest: Digest) -> Path:
+        return self.root / "partial" / digest.hex
 
     @contextmanager
     def _disk(self, problem: str) -> Iterator[None]:
@@ -159,3 +342,14 @@ class Cache:
             yield
         except OSError as error:
             raise disk_error(error, problem) from error
+
+
+def _lock_of(occupant: Occupant) -> str:
+    return occupant.digest.hex + (".fetch" if occupant.trust == "unfinished" else "")
+
+
+def _digests(folder: Path) -> Iterator[Digest]:
+    with suppress(FileNotFoundError):
+        for name in sorted(path.name for path in folder.iterdir()):
+            if is_hex256(name):
+                yield Digest(name)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from packtrain._version import __version__
-from packtrain.cli.commands import checking, looking, promoting, publishing, serving
+from packtrain.cli.commands import caching, checking, looking, promoting, publishing, serving
 from packtrain.cli.helptext import Group
 from packtrain.cli.session import FLAGS, Session, takes
 from packtrain.errors import UsageError
@@ -19,6 +19,7 @@ from packtrain.errors import UsageError
 @click.group(
     "packtrain",
     cls=Group,
+    example="The straight line",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\
 packtrain publish output/merged --name llama-finetuned
@@ -42,6 +43,7 @@ for command in (
     serving.serve,
     serving.run,
     serving.url,
+    caching.cache,
     looking.models,
     looking.show,
     looking.history,

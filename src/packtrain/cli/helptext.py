@@ -46,14 +46,20 @@ def command(*, panel: str, epilog: str) -> Callable[[Callable[..., Any]], Comman
 
 
 class Group(click.Group):
-    """`packtrain` itself. Its epilog is the straight line."""
+    """Several commands, in panels if they say so: `packtrain` itself, or one of its commands that has more below it.
+    Its epilog is shown under ``example``."""
 
     command_class = Command
+
+    def __init__(self, *args: Any, panel: str = "", example: str = "Example", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.panel = panel
+        self.example = example
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for name, command in self.commands.items():
-            assert isinstance(command, Command)
+            assert isinstance(command, Command | Group)
             panels.setdefault(command.panel, []).append((name, command.get_short_help_str(formatter.width)))
         width = max(len(name) for name in self.commands)
         for panel, rows in panels.items():
@@ -62,7 +68,7 @@ class Group(click.Group):
         _write_options(self, ctx, formatter)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        _write_lines("The straight line", self.epilog, formatter)
+        _write_lines(self.example, self.epilog, formatter)
 
 
 def _metavar(parameter: click.Parameter, ctx: click.Context) -> str:

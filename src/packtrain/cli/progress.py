@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from packtrain.cli.terminal import printable, say
-from packtrain.cli.text import size
+from packtrain.model.amount import size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

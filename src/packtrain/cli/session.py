@@ -43,11 +43,14 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
     "store": _setting("--store", "URL", "Where models are: file:///PATH or s3://BUCKET/PREFIX."),
     "registry": _setting("--registry", "URL", "Where versions are registered; 'store': in the store itself."),
     "cache_dir": _setting("--cache-dir", "DIR", "Where this node keeps its snapshots."),
+    "cache_quota": _setting("--cache-quota", "AMOUNT", "How much they may take: 500GB, or 80% of their disk."),
+    "cache_free": _setting("--cache-free", "AMOUNT", "How much of their disk stays free."),
     "actor": _setting("--actor", "WHO", "Who is written into the ledger."),
     "vllm": _setting("--vllm", "COMMAND", "The command that starts vLLM."),
     "llamafactory": _setting("--llamafactory", "COMMAND", "The command that starts LLaMA-Factory."),
 }
 EVERYWHERE = ("json", "store", "registry", "cache_dir")
+CACHE = ("cache_quota", "cache_free")  # of commands that may evict, or say how much room there is
 
 
 class Session:

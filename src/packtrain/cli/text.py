@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from packtrain.cli.terminal import printable
+from packtrain.model.amount import size
 
 if TYPE_CHECKING:
     from packtrain.flows.catalog import Entry
@@ -20,16 +21,6 @@ UNKNOWN = "unknown"
 NONE = "-"
 
 _SPEED = ("_runtime", "_per_second")  # metrics of the machine, not of the model
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units, as disks and networks are sold: 14.2 GB."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 999.95:
-            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def number(value: float | None) -> str:

@@ -109,6 +109,9 @@ class LinkingRegistry:
     def read(self, name: str) -> Log:
         return self._inner.read(name)
 
+    def known(self) -> list[str]:
+        return self._inner.known()
+
     def remembered(self, name: str) -> Log:
         return self._inner.remembered(name)
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from packtrain.cache import Cache, Partial
-from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable, disk_error
+from packtrain.cache import Cache, Naming, Partial, Pin
+from packtrain.errors import (
+    IntegrityError,
+    LocalDiskError,
+    NotFound,
+    PacktrainError,
+    Refused,
+    Unavailable,
+    disk_error,
+)
 from packtrain.flows import transfer
+from packtrain.flows.naming import namer
+from packtrain.model.digest import Digest
 from packtrain.model.ledger import Log
 from packtrain.model.manifest import FILE_NAME, Manifest, refuse_unsafe
 from packtrain.model.reference import Reference
@@ -51,21 +61,46 @@ def pull(
     reporter: Reporter,
     clock: Clock,
     to: Path | None = None,
+    keep: bool = False,
 ) -> Snapshot:
-    """Fetches what this node lacks of a version, verifies every chunk, and gives the directory its name last."""
+    """Fetches what this node lacks of a version, verifies every chunk, and gives the directory its name last.
+
+    In the cache, the snapshot stays for half an hour, or for good with ``keep``, so that its path can be used.
+    """
     version = resolve(registry, reference, reporter)
     if to is not None:
         return _pull_to(store, cache, version, to.absolute(), reporter, clock)
-    if cache.holds(version.digest) and cache.trusts(version.digest):
-        cache.tidy(version.digest)
-        return Snapshot(cache.path(version.digest), version, 0)
-    with cache.fetching(version.digest, on_wait=lambda: reporter.note(f"waiting: another process pulls {version}")):
-        if cache.holds(version.digest) and _still_good(cache, version, reporter):
-            return Snapshot(cache.path(version.digest), version, 0)
-        manifest = read_manifest(store, version)
-        partial = cache.partial(version.digest, manifest)
-        fetched = _complete(store, version, manifest, partial, reporter, clock)
-        return Snapshot(cache.admit(version.digest, partial), version, fetched)
+    snapshot, pin = hold(store, registry, cache, version, reporter=reporter, clock=clock)
+    with pin:
+        if keep:
+            cache.keep(version.digest)
+        try:
+            cache.lease(version.digest)
+        except LocalDiskError as error:
+            reporter.note(f"warning: {error}: another pull may evict {version} before it is opened")
+    return snapshot
+
+
+def hold(
+    store: Store, registry: Registry, cache: Cache, version: ModelVersion, *, reporter: Reporter, clock: Clock
+) -> tuple[Snapshot, Pin]:
+    """The snapshot of a version, fetched if it must be, and the pin that keeps it. The pin comes first, so that
+    nothing evicts the snapshot between a look at it and its use."""
+    cache.sweep()
+    pin = cache.pin(version.digest)
+    try:
+        fetched = 0
+        if not (cache.holds(version.digest) and cache.trusts(version.digest)):
+            waiting = f"waiting: another process pulls {version}"
+            with cache.fetching(version.digest, on_wait=lambda: reporter.note(waiting)):
+                if not _is_good(cache, version, pin, reporter):
+                    fetched = _fetch(store, cache, version, namer(registry, version), reporter, clock)
+        cache.touch(version.digest)
+        cache.settle_written()
+    except BaseException:
+        pin.release()
+        raise
+    return Snapshot(cache.path(version.digest), version, fetched), pin
 
 
 def read_manifest(store: Store, version: ModelVersion) -> Manifest:
@@ -83,19 +118,45 @@ def read_manifest(store: Store, version: ModelVersion) -> Manifest:
     return manifest
 
 
-def _still_good(cache: Cache, version: ModelVersion, reporter: Reporter) -> bool:
-    """Whether a snapshot that is there may be used; one from before a reboot is read back, a bad one goes."""
-    if cache.trusts(version.digest):
-        return True
+def _is_good(cache: Cache, version: ModelVersion, pin: Pin, reporter: Reporter) -> bool:
+    """Whether the snapshot is there and may be used. One that is not known to have survived a restart is read back;
+    a bad one goes."""
+    digest = version.digest
+    if not cache.holds(digest) or cache.trusts(digest):
+        return cache.holds(digest)
     reporter.note(f"checking the cached copy of {version}, which was not yet on the disk when this machine restarted")
     try:
-        transfer.check_directory(cache.path(version.digest), cache.manifest(version.digest), reporter)
+        check_snapshot(cache, digest, reporter)
     except IntegrityError as error:
+        if not cache.discard(digest, pin):
+            raise IntegrityError(
+                f"{error}, and another process uses it", hint="Stop the engines that serve it, then pull it again."
+            ) from error
         reporter.note(f"warning: {error}; fetching it again")
-        cache.discard(version.digest)
         return False
-    cache.vouch(version.digest)
     return True
+
+
+def check_snapshot(cache: Cache, digest: Digest, reporter: Reporter) -> None:
+    """Reads every byte of a snapshot and puts it onto the disk. Only under a pin. Raises IntegrityError."""
+    transfer.check_directory(cache.path(digest), cache.manifest(digest), reporter)
+    cache.settle(digest)
+
+
+def _fetch(
+    store: Store,
+    cache: Cache,
+    version: ModelVersion,
+    name_of: Naming,
+    reporter: Reporter,
+    clock: Clock,
+) -> int:
+    """Makes the version a snapshot. Returns the bytes that came from the store."""
+    manifest = read_manifest(store, version)
+    partial = cache.begin(version.digest, manifest, name_of=name_of)
+    fetched = _complete(store, version, manifest, partial, reporter, clock)
+    cache.admit(version.digest, partial)
+    return fetched
 
 
 def _pull_to(

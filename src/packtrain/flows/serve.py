@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from packtrain.cache import Cache
 from packtrain.errors import LocalDiskError, Refused
-from packtrain.flows.pull import pull, resolve
+from packtrain.flows.pull import hold, resolve
 from packtrain.model.digest import Digest
 from packtrain.model.manifest import Base
 from packtrain.model.reference import Reference
@@ -35,7 +35,10 @@ def serve(
     holder = _Holder(store, registry, cache, reporter, clock)
     launch = holder.prepare(reference, said)
     Thread(target=holder.settle, name="settle", daemon=True).start()
-    return supervise(launch, executable, holder.pins, reporter=reporter, clock=clock)
+    try:
+        return supervise(launch, executable, holder.pins, reporter=reporter, clock=clock)
+    finally:
+        holder.touch()
 
 
 def run(
@@ -91,13 +94,18 @@ class _Holder:
                 if not self._cache.is_durable(digest):
                     self._cache.settle(digest)
 
+    def touch(self) -> None:
+        """Notes that what was held was used until now."""
+        for digest in self._held:
+            self._cache.touch(digest)
+
     def _hold(self, reference: Reference) -> tuple[ModelVersion, Path]:
-        """Pins first, so that nothing evicts the snapshot between its arrival and the engine's start."""
         version = resolve(self._registry, reference, self._reporter)
-        self.pins.append(self._cache.pin(version.digest).descriptor)
+        snapshot, pin = hold(
+            self._store, self._registry, self._cache, version, reporter=self._reporter, clock=self._clock
+        )
+        self.pins.append(pin.descriptor)
         self._held.append(version.digest)
-        exactly = Reference(version.name, digest=version.digest)
-        snapshot = pull(self._store, self._registry, self._cache, exactly, reporter=self._reporter, clock=self._clock)
         return version, snapshot.path
 
     def _base(self, adapter: ModelVersion) -> tuple[str, str | None, str]:

@@ -5,6 +5,8 @@ canonical  one byte form for each JSON value (RFC 8785, integers only)
 safetensors  headers, and where a file is cut into chunks
 manifest   the files of a version with their digests and chunks
 sourcing   which bytes to ask for: missing chunks, grouped into requests
+retention  what leaves a cache when room is needed
+amount     bytes, as people write and read them
 reference  how people name a version: NAME, NAME@alias, NAME/3, NAME@sha256:...
 finding    what preflight has to say about a directory
 lineage    where a version came from

@@ -43,6 +43,9 @@ class LedgerRegistry:
             logs = pool.map(self.read, names)
             return [name for name, log in zip(names, logs, strict=True) if log.state.versions]
 
+    def known(self) -> list[str]:
+        return sorted(self._seen.names())
+
     def remembered(self, name: str) -> Log:
         return self._seen.load(name)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 
 class FakeClock:
-    """`sleep` moves it and returns at once."""
+    """`sleep` moves it and returns at once. `set` moves the time of day alone, as an administrator can."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._start = start
@@ -20,3 +20,6 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self._elapsed += seconds
+
+    def set(self, now: datetime) -> None:
+        self._start = now - timedelta(seconds=self._elapsed)

@@ -8,7 +8,8 @@ import click
 
 from packtrain.cli import documents, options
 from packtrain.cli.helptext import SERVE, command
-from packtrain.cli.session import Session, takes
+from packtrain.cli.session import CACHE, Session, takes
+from packtrain.errors import UsageError
 
 
 @command(
@@ -17,14 +18,17 @@ from packtrain.cli.session import Session, takes
 )
 @options.reference
 @click.option("--to", metavar="DIR", type=Path, help="Into this folder, not into the cache.")
-@takes()
-def pull(session: Session, reference: str, to: Path | None) -> None:
+@click.option("--pin", is_flag=True, help="Keep it in the cache for good; else for half an hour.")
+@takes(*CACHE)
+def pull(session: Session, reference: str, to: Path | None, pin: bool) -> None:
     """Fetch a version and print the path of it.
 
     The path is a complete, verified, read-only folder, and nothing else is printed on stdout. What this node has
     already is not fetched again; if it is interrupted, the same command continues where it was.
     """
-    snapshot = session.client.pull(reference, to=to)
+    if to is not None and pin:
+        raise UsageError("--pin is about the cache, and with --to nothing is put there", hint="Leave one of them out.")
+    snapshot = session.client.pull(reference, to=to, keep=pin)
     session.print(snapshot, text=lambda snapshot: str(snapshot.path), document=documents.snapshot)
 
 
@@ -34,7 +38,7 @@ def pull(session: Session, reference: str, to: Path | None) -> None:
 )
 @options.reference
 @options.for_vllm
-@takes("vllm")
+@takes("vllm", *CACHE)
 def serve(session: Session, reference: str, arguments: tuple[str, ...]) -> int:
     """Pull a version and run vLLM on it.
 
@@ -50,7 +54,7 @@ def serve(session: Session, reference: str, arguments: tuple[str, ...]) -> int:
 )
 @options.reference
 @options.for_vllm
-@takes("vllm")
+@takes("vllm", *CACHE)
 def run(session: Session, reference: str, arguments: tuple[str, ...]) -> None:
     """Pull a version and become vLLM on it.
 
