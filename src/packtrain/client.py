@@ -90,12 +90,17 @@ class Client:
         training_config: str | os.PathLike[str] | None = None,
         export_config: str | os.PathLike[str] | None = None,
         training_dir: str | os.PathLike[str] | None = None,
+        exported_with: str | None = None,
         base: str | None = None,
         allow_code: bool = False,
         force: bool = False,
         dry_run: bool = False,
     ) -> Published:
-        """Makes a directory of LLaMA-Factory's a version of the registered model ``name``."""
+        """Makes a directory of LLaMA-Factory's a version of the registered model ``name``.
+
+        The configurations, the training's directory and the version of LLaMA-Factory that exported it are for the
+        lineage.
+        """
         from packtrain.flows.publish import Request, publish
 
         request = Request(
@@ -105,6 +110,7 @@ class Client:
             training_config=_path(training_config),
             export_config=_path(export_config),
             training_dir=_path(training_dir),
+            exported_with=exported_with,
             base=base,
             allow_code=allow_code,
             force=force,
@@ -126,15 +132,17 @@ class Client:
         force: bool = False,
     ) -> Published:
         """Runs ``llamafactory-cli export CONFIG`` and publishes what it wrote, with the lineage that it gives."""
-        from packtrain.training.llamafactory import export
+        from packtrain.training import llamafactory
 
-        directory = export(Path(config), command=self.settings.llamafactory)
+        command = self.settings.llamafactory
+        directory = llamafactory.export(Path(config), command=command)
         return self.publish(
             directory,
             name,
             alias=alias,
             training_config=training_config,
             export_config=config,
+            exported_with=llamafactory.version(command),
             training_dir=training_dir,
             base=base,
             allow_code=allow_code,

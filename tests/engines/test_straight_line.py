@@ -49,7 +49,13 @@ def test_trained_published_promoted_served_and_rolled_back(
 
     newest, oldest = train("models")
     assert oldest["lineage"]["metrics"]["eval_accuracy"] == pytest.approx(1.0)
-    assert [each["name"] for each in newest["lineage"]["datasets"]] == ["v2-train"]
+    lineage = newest["lineage"]
+    assert [each["name"] for each in lineage["datasets"]] == ["v2-train"]
+    assert lineage["export_tools"]["llamafactory"].startswith("0.9")
+    assert {"transformers", "torch", "peft"} <= lineage["tools"].keys()
+    assert lineage["base"]["payload"] and lineage["adapters"][0]["payload"]
+    assert lineage["curves"]["loss"][-1][0] == lineage["curves"]["eval_loss"][-1][0] == lineage["steps"]
+    assert lineage["contradictions"] == []
     assert [event["action"] for event in train("history", "llama") if event["action"].startswith("alias.")] == [
         "alias.promoted",
         "alias.promoted",

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import Draft, Log, timestamp
-from packtrain.model.lineage import Dataset, Lineage
+from packtrain.model.lineage import Dataset, Lineage, Parent
 from packtrain.model.manifest import Base, Chunk, FileEntry, Manifest
 from packtrain.model.version import BaseVersion
 
@@ -54,22 +54,29 @@ ADAPTERS = {
 MANIFESTS = {"merged": MERGED, **ADAPTERS}
 
 LINEAGE = Lineage(
-    base_model="Qwen/Qwen2.5-0.5B",
-    base_digest=f"sha256:{hex_of('base')}",
-    base_payload=f"sha256:{hex_of('base payload')}",
-    adapter="saves/sft",
-    datasets=(Dataset("identity", {"identity.json": hex_of("identity")}), Dataset("über")),
+    base=Parent(
+        "Qwen/Qwen2.5-0.5B", "c291d6f", "qwen/1", f"sha256:{hex_of('base')}", f"sha256:{hex_of('base payload')}"
+    ),
+    adapters=(Parent("saves/sft", payload=f"sha256:{hex_of('adapter payload')}"), Parent("saves/dpo")),
+    datasets=(
+        Dataset("identity", {"identity.json": hex_of("identity")}, {"file_name": "identity.json"}),
+        Dataset("über", info={"hf_hub_url": "org/über", "num_samples": 500}),
+    ),
+    eval_datasets=(Dataset("identity-eval"),),
     template="qwen",
     stage="sft",
     finetuning_type="lora",
     lora={"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "dropout": 0.05},
     hyperparameters={"learning_rate": 1e-4, "per_device_train_batch_size": 1, "bf16": False},
     metrics={"train_loss": 1.25, "eval_loss": 1.5, "eval_accuracy": 0.5, "steps": 3},
-    loss_curve=((1, 2.5), (2, 1.75), (3, 1.25)),
+    curves={"loss": ((1, 2.5), (2, 1.75), (3, 1.25)), "eval_loss": ((3, 1.5),)},
     steps=3,
     epochs=1.0,
-    tools={"llamafactory": "0.9.3", "transformers": "4.52.4"},
+    tools={"transformers": "4.52.4", "peft": "0.15.2"},
+    export_tools={"llamafactory": "0.9.3"},
     git_revision="0123abc",
+    git_dirty=False,
+    contradictions=("seed: the configuration says 1, the training's own records say 42",),
     training_config={"model_name_or_path": "Qwen/Qwen2.5-0.5B", "do_train": True, "resume": None},
     export_config={"export_dir": "merged", "export_legacy_format": False},
 )

@@ -37,8 +37,8 @@ DIGESTS = {
     "adapter-of-a-repository.manifest.json": "2cc7cda726b7bb6e847395b84730f60af1062c937dc5562556113348de960e4b",
     "adapter-of-a-revision.manifest.json": "ae18bab6c7a44f6c6da91a4c989c3cc38ee68dcc0d881f2528af92224748db02",
     "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
-    "every-action.ledger.jsonl": "c8a88bad09cb347249568cf9785d910baada94a838dc29a95afeda53e8873e85",
-    "lineage.json": "f445df352dcaa8cc6f8468e63cdc9e27efba0dac280dd4bd58bdbbca7f8d2077",
+    "every-action.ledger.jsonl": "b5ff6a6d1629a2e3d945f85c5763655108bdf0fc9915e5c80279b9224564e1be",
+    "lineage.json": "dc381f8155e65b2e1614c5fcdb0092a88c67389e8fff4e16fa85bf456d252eb9",
 }
 
 

@@ -223,7 +223,8 @@ def _export_yaml(cli: Cli) -> Path:
 
 def test_export_runs_llamafactory_and_publishes_what_it_wrote(cli: Cli, models: Models) -> None:
     target = shlex.quote(str(cli.home / "merged"))
-    llamafactory = _program(cli.home / "lf", f'echo "merging $1 $2"; cp -r {shlex.quote(str(models.first))} {target}')
+    merge = f'[ $1 = export ] || exit 0; echo "merging $1 $2"; cp -r {shlex.quote(str(models.first))} {target}'
+    llamafactory = _program(cli.home / "lf", merge)
     done = cli.run("export", _export_yaml(cli), "--name", "llama", "--llamafactory", llamafactory)
     assert done.stdout.startswith("llama/1: merged, ")
     assert "merging export " in done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from packtrain.errors import EngineError, NotFound, Refused, UsageError
-from packtrain.training.llamafactory import export, export_dir
+from packtrain.training.llamafactory import export, export_dir, version
 
 
 @pytest.fixture
@@ -129,3 +129,14 @@ def test_an_interrupt_ends_the_whole_process_group(tmp_path, config, cli):
             if ") Z " in (Path(f"/proc/{pid}/stat").read_text()):
                 break
             time.sleep(0.01)
+
+
+def test_asks_for_its_version(cli):
+    box = "| Welcome to LLaMA Factory, version 0.9.5                |"
+    assert version(cli(f'[ "$1" = version ] && echo "{box}"')) == "0.9.5"
+
+
+@pytest.mark.parametrize("script", ["echo 0.9.5", "exit 1", "echo 'LLaMA Factory, version 1.0'; exit 1"])
+def test_a_command_that_does_not_say_its_version(cli, script):
+    assert version(cli(script)) is None
+    assert version("no-such-llamafactory") is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from packtrain.cli.terminal import printable
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from packtrain.flows.publish import Published
     from packtrain.flows.verify import Verified
     from packtrain.model.ledger import Event
-    from packtrain.model.lineage import Lineage
+    from packtrain.model.lineage import Curve, Dataset, Lineage, Parent
     from packtrain.model.version import ModelVersion
 
 UNKNOWN = "unknown"
 NONE = "-"
 
 _SPEED = ("_runtime", "_per_second")  # metrics of the machine, not of the model
+_ORIGINS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")  # keys of dataset_info.json
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_SPARK = 24  # blocks
 
 
 def number(value: float | None) -> str:
@@ -85,32 +88,79 @@ def show(entry: Entry, url: str) -> str:
             ("created", f"{time(version.created)} UTC by {version.actor}"),
             ("store", url),
             *([("base", f"{version.base} ({version.base.digest})")] if version.base else []),
-            *(_lineage(lineage) if lineage else [("lineage", UNKNOWN)]),
+            *lineage_rows(lineage),
         ]
     )
 
 
-def _lineage(lineage: Lineage) -> list[tuple[str, str]]:
+def lineage_rows(lineage: Lineage | None) -> list[tuple[str, str]]:
+    """How a version was made, for a card. Every fact has its row, known or not."""
+    if lineage is None or not lineage.known:
+        return [("lineage", UNKNOWN)]
     training = " ".join(filter(None, (lineage.stage, lineage.finetuning_type)))
     epochs = f" in {number(lineage.epochs)} epochs" if lineage.epochs is not None else ""
     metrics = {key: number(value) for key, value in sorted(lineage.metrics.items()) if not key.endswith(_SPEED)}
-    lora = _pairs({key: "+".join(map(str, v)) if isinstance(v, list) else v for key, v in lineage.lora.items()})
+    dirty = {True: " and uncommitted changes", False: "", None: " (whether it was changed: unknown)"}
+    merged = lineage.adapters or lineage.export_config or lineage.export_tools
     return [
-        ("base model", lineage.base_model or UNKNOWN),
-        *([("adapter", lineage.adapter)] if lineage.adapter else []),
-        ("datasets", ", ".join(dataset.name for dataset in lineage.datasets) or UNKNOWN),
+        ("base model", _parent(lineage.base) if lineage.base else UNKNOWN),
+        *(("adapter", _parent(adapter)) for adapter in lineage.adapters),
+        *_datasets("dataset", lineage.datasets),
+        *(_datasets("evaluated on", lineage.eval_datasets) if lineage.eval_datasets else ()),
         ("template", lineage.template or UNKNOWN),
         ("training", training or UNKNOWN),
-        *([("lora", lora)] if lora else []),
-        ("metrics", _pairs(metrics) or UNKNOWN),
+        *([("lora", pairs(lineage.lora))] if lineage.lora else []),
+        ("parameters", pairs(lineage.hyperparameters) or UNKNOWN),
         ("steps", f"{lineage.steps}{epochs}" if lineage.steps is not None else UNKNOWN),
-        ("tools", _pairs(dict(sorted(lineage.tools.items()))) or UNKNOWN),
-        ("git revision", lineage.git_revision or UNKNOWN),
+        ("metrics", pairs(metrics) or UNKNOWN),
+        *(_curves(lineage) or [("loss curve", UNKNOWN)]),
+        ("trained with", _tools(lineage.tools, "llamafactory", "transformers", "torch", "peft")),
+        *([("exported with", _tools(lineage.export_tools, "llamafactory", "transformers"))] if merged else []),
+        ("git revision", f"{lineage.git_revision}{dirty[lineage.git_dirty]}" if lineage.git_revision else UNKNOWN),
+        *(("contradiction", contradiction) for contradiction in lineage.contradictions),
     ]
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+def _parent(parent: Parent) -> str:
+    identity = parent.digest or (f"not published, payload {parent.payload}" if parent.payload else "digest unknown")
+    called = f", trained on as {parent.name}" if parent.version and parent.version != parent.name else ""
+    return f"{parent} ({identity}{called})"
+
+
+def _datasets(label: str, datasets: Sequence[Dataset]) -> Iterator[tuple[str, str]]:
+    for dataset in datasets:
+        origin = next((f"{key} {dataset.info[key]}" for key in _ORIGINS if key in dataset.info), "")
+        files = ", ".join(f"{name} sha256:{digest}" for name, digest in sorted(dataset.files.items()))
+        yield label, f"{dataset.name} ({files or f'{origin}, digest unknown'.removeprefix(', ')})"
+    if not datasets:
+        yield label, UNKNOWN
+
+
+def _curves(lineage: Lineage) -> list[tuple[str, str]]:
+    """A line of blocks for each loss, from its first to its last value."""
+    return [
+        (name, f"{number(curve[0][1])} {spark(curve)} {number(curve[-1][1])} (steps {curve[0][0]} to {curve[-1][0]})")
+        for name, curve in sorted(lineage.curves.items(), key=lambda pair: (pair[0] != "loss", pair[0]))
+        if curve
+    ]
+
+
+def spark(curve: Curve) -> str:
+    """A curve in one line of text, as high as its values."""
+    from packtrain.model.lineage import thin
+
+    values = [value for _, value in thin(curve, _SPARK)]
+    low, high = min(values), max(values)
+    return "".join(_BLOCKS[round((value - low) / (high - low) * 7) if high > low else 0] for value in values)
+
+
+def _tools(tools: Mapping[str, str], *expected: str) -> str:
+    return pairs({**dict.fromkeys(expected, UNKNOWN), **tools})
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """``name value, name value``, lists joined by a plus."""
+    return ", ".join(f"{key} {'+'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in values.items())
 
 
 # What a command did

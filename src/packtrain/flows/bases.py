@@ -1,20 +1,22 @@
-"""What an adapter's base is: a published version, local bytes, or a repository on the Hugging Face Hub."""
+"""What a model was made from: a published version, local bytes, or a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packtrain.errors import Refused, UsageError
+from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, UsageError
 from packtrain.flows.hashing import hash_files
 from packtrain.flows.sources import LocalFile, NewFile
 from packtrain.model.digest import Digest
-from packtrain.model.lineage import Lineage
-from packtrain.model.manifest import Base, Manifest
+from packtrain.model.lineage import Lineage, Parent
+from packtrain.model.manifest import FILE_NAME, MAX_BYTES, Base, Manifest
 from packtrain.model.reference import Reference
-from packtrain.model.version import BaseVersion
+from packtrain.model.version import BaseVersion, ModelVersion
 from packtrain.ports import Registry, Reporter
 from packtrain.training.checkpoint import ADAPTER_CONFIG, Checkpoint, inspect
+from packtrain.training.documents import Malformed, file_size, is_folder, read_bytes
 
 _HUB = "hf:"
 
@@ -25,6 +27,7 @@ class ResolvedBase:
 
     base: Base | None = None
     version: BaseVersion | None = None
+    given: str | None = None  # how the user called it
 
     def for_manifest(self, kind: str) -> Base | None:
         """Only an adapter needs its base; that of a merged model is lineage."""
@@ -34,13 +37,15 @@ class ResolvedBase:
         """The lineage with what is known of the base."""
         if self.base is None:
             return lineage
-        hub = f"{self.base.hub}@{self.base.revision}" if self.base.revision else self.base.hub
-        return replace(
-            lineage,
-            base_model=str(self.version) if self.version else hub or lineage.base_model,
-            base_digest=str(self.base.manifest) if self.base.manifest else None,
-            base_payload=str(self.base.payload) if self.base.payload else None,
+        trained_on = lineage.base.name if lineage.base else None
+        parent = Parent(
+            name=self.base.hub or trained_on or self.given or str(self.version),
+            revision=self.base.revision,
+            version=str(self.version) if self.version else None,
+            digest=str(self.base.manifest) if self.base.manifest else None,
+            payload=str(self.base.payload) if self.base.payload else None,
         )
+        return replace(lineage, base=parent)
 
 
 def resolve(checkpoint: Checkpoint, given: str | None, registry: Registry, reporter: Reporter) -> ResolvedBase:
@@ -82,20 +87,70 @@ def _given(text: str, registry: Registry, reporter: Reporter) -> ResolvedBase:
 
 def _local(directory: Path, registry: Registry, reporter: Reporter) -> ResolvedBase:
     """The identity of a base's bytes, and the version that holds them if somebody published it."""
-    reporter.note(f"reading the base model in {directory} to find out whether it is published")
-    payload = _payload(directory, reporter)
-    for name in registry.names():
-        if (version := registry.read(name).state.same_payload(payload)) is not None:
-            reporter.note(f"the base is {version}")
-            held = BaseVersion(version.name, version.number, version.digest)
-            return ResolvedBase(Base(manifest=version.digest, payload=payload), held)
-    reporter.note(f"warning: the base in {directory} is not published, so nodes cannot serve the adapter yet")
-    return ResolvedBase(Base(payload=payload))
+    payload, version = _identity(directory, "base model", registry, reporter)
+    if version is None:
+        reporter.note(f"warning: the base in {directory} is not published, so nodes cannot serve the adapter yet")
+        return ResolvedBase(Base(payload=payload), given=str(directory))
+    held = BaseVersion(version.name, version.number, version.digest)
+    return ResolvedBase(Base(manifest=version.digest, payload=payload), held)
 
 
-def _payload(directory: Path, reporter: Reporter) -> Digest:
-    base = inspect(directory)
-    if base.findings:
-        raise Refused(f"the base in {directory} cannot be read: {base.findings[0]}", hint=base.findings[0].fix)
-    files = [NewFile(path, LocalFile(base.directory / path)) for path in base.taken]
-    return Manifest.of(base.kind, hash_files(files, reporter)).payload
+def identify(lineage: Lineage, folders: Sequence[Path], registry: Registry, reporter: Reporter) -> Lineage:
+    """The lineage with digests of the models that went into this one, where they are here: their paths are taken
+    from ``folders``. What cannot be read stays unknown, because a lineage must not stop a publish."""
+
+    def identified(parent: Parent, what: str) -> Parent:
+        place = next((folder / parent.name for folder in folders if is_folder(folder / parent.name)), None)
+        if parent.payload or parent.version or place is None:
+            return parent
+        try:
+            payload, version = _identity(place, what, registry, reporter)
+        except (Refused, LocalDiskError, NotFound) as error:
+            reporter.note(f"warning: the lineage will not say which bytes the {what} in {place} has: {error}")
+            return parent
+        digest = str(version.digest) if version else None
+        return replace(parent, version=str(version) if version else None, digest=digest, payload=str(payload))
+
+    return replace(
+        lineage,
+        base=identified(lineage.base, "base model") if lineage.base else None,
+        adapters=tuple(identified(adapter, "adapter") for adapter in lineage.adapters),
+    )
+
+
+def holder(registry: Registry, payload: Digest) -> ModelVersion | None:
+    """A live version of any registered model that holds exactly these exported bytes."""
+    found = (registry.read(name).state.same_payload(payload) for name in registry.names())
+    return next((version for version in found if version is not None), None)
+
+
+def _identity(directory: Path, what: str, registry: Registry, reporter: Reporter) -> tuple[Digest, ModelVersion | None]:
+    """The payload of a model's directory, and the version that holds it. Reads every byte, unless it is a published
+    version's own directory: then its manifest and the sizes of its files are enough to say."""
+    if (version := _pulled(directory, registry)) is not None:
+        reporter.note(f"the {what} in {directory} is {version}, by its {FILE_NAME}")
+        return version.payload, version
+    reporter.note(f"reading the {what} in {directory} to find out whether it is published")
+    payload = _payload(directory, what, reporter)
+    if (version := holder(registry, payload)) is not None:
+        reporter.note(f"the {what} is {version}")
+    return payload, version
+
+
+def _pulled(directory: Path, registry: Registry) -> ModelVersion | None:
+    try:
+        manifest = Manifest.decode(read_bytes(directory / FILE_NAME, limit=MAX_BYTES))
+        if any(file_size(directory / file.path) != file.size for file in manifest.files):
+            return None
+    except (NotFound, LocalDiskError, IntegrityError, Malformed):
+        return None
+    version = holder(registry, manifest.payload)
+    return version if version and version.digest == manifest.digest else None
+
+
+def _payload(directory: Path, what: str, reporter: Reporter) -> Digest:
+    model = inspect(directory)
+    if model.findings:
+        raise Refused(f"the {what} in {directory} cannot be read: {model.findings[0]}", hint=model.findings[0].fix)
+    files = [NewFile(path, LocalFile(model.directory / path)) for path in model.taken]
+    return Manifest.of(model.kind, hash_files(files, reporter)).payload

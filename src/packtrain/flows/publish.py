@@ -6,7 +6,7 @@ same command again finds them and goes on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packtrain.errors import PreflightRefused
@@ -37,10 +37,17 @@ class Request:
     training_config: Path | None = None
     export_config: Path | None = None
     training_dir: Path | None = None
+    exported_with: str | None = None  # version of LLaMA-Factory
     base: str | None = None
     allow_code: bool = False
     force: bool = False
     dry_run: bool = False
+
+    @property
+    def folders(self) -> list[Path]:
+        """From where a configuration's paths are taken: LLaMA-Factory's way first."""
+        configs = (self.export_config, self.training_config)
+        return [Path.cwd(), *(config.absolute().parent for config in configs if config)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +104,7 @@ def publish_checkpoint(
     if request.alias:
         check_alias(request.alias)
     findings = _preflight(checkpoint, request, reporter)
-    lineage = _lineage(checkpoint, request)
+    lineage = _lineage(checkpoint, request, reporter)
     base = bases.resolve(checkpoint, request.base, registry, reporter)
     files = files_of(checkpoint, origin)
     manifest = Manifest.of(checkpoint.kind, hash_files(files, reporter), base.for_manifest(checkpoint.kind))
@@ -111,6 +118,8 @@ def publish_checkpoint(
             lacking = find_lacking(store, version_prefix(request.name, manifest.digest), manifest)
             uploaded = sum(file.size for file in lacking)
         else:
+            lineage = bases.identify(candidate.lineage, request.folders, registry, reporter)
+            candidate = replace(candidate, lineage=lineage)
             version, created, uploaded = _create(store, registry, request, candidate, reporter, clock)
     move = None
     if request.alias and version and not request.dry_run:
@@ -148,13 +157,17 @@ def _preflight(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> 
     return findings
 
 
-def _lineage(checkpoint: Checkpoint, request: Request) -> Lineage:
-    return read_lineage(
+def _lineage(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> Lineage:
+    lineage = read_lineage(
         checkpoint.directory,
         training_config=request.training_config,
         export_config=request.export_config,
         training_dir=request.training_dir,
+        exported_with=request.exported_with,
     )
+    for contradiction in lineage.contradictions:
+        reporter.note(f"warning: is this the configuration it was trained with? {contradiction}")
+    return lineage
 
 
 def _create(
@@ -166,7 +179,8 @@ def _create(
     prefix = version_prefix(name, digest)
     lease = Lease(registry, name, digest, clock)
     lease.renew()
-    if (held := candidate.base.version) is not None:
+    held = candidate.base.version if manifest.kind == "adapter" else None  # a merged model's is lineage alone
+    if held is not None:
         registry.change(held.name, lambda state: state.reference(held.digest, name, digest))
     sent = send_files(store, prefix, candidate.files, manifest, lease.renew, reporter)
     candidate.origin.require_unchanged()

@@ -1,48 +1,54 @@
 """What training left behind about how a model was made.
 
-Sources, in falling order of trust: the configurations that the user gives (LLaMA-Factory does not copy them into its
-output), then the records in the training's directory, then its model card. A record that is missing or broken makes
-its facts unknown; only a configuration that was asked for and cannot be read is an error.
+Sources: the configurations that the user gives (LLaMA-Factory does not copy them into its output), the records in the
+training's directory, its model card. What a run wrote about itself wins over what a configuration asked for, because
+values can be overridden on LLaMA-Factory's command line; where they differ, the lineage says so. A record that is
+missing or broken makes its facts unknown; only a configuration that was asked for and cannot be read is an error.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
-import subprocess
-from collections.abc import Iterator, Mapping
-from hashlib import file_digest
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from packtrain.errors import LocalDiskError, NotFound, UsageError
-from packtrain.model.lineage import Dataset, Lineage
+from packtrain.model.lineage import Curve, Dataset, Lineage, Parent, thin
+from packtrain.training import datasets
 from packtrain.training.checkpoint import ADAPTER_CONFIG
 from packtrain.training.documents import (
     MAX_DOCUMENT,
     Malformed,
     is_file,
     is_folder,
-    open_regular,
     printable,
     read_bytes,
     read_config,
     read_object,
 )
+from packtrain.training.modelcard import read_card
+from packtrain.training.revision import git_revision
 
-MAX_CURVE = 2000  # points of a loss curve
+MAX_CURVE = 2000  # points of a curve
+MAX_DEPTH = 20  # of values in values
 REDACTED = "(redacted)"
 
-_HYPERPARAMETERS = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "seed", "bf16",
-    "fp16", "pure_bf16", "cutoff_len", "packing", "neat_packing", "mask_history", "train_on_prompt", "max_samples",
-    "val_size", "quantization_bit", "flash_attn", "rope_scaling", "deepspeed", "neftune_noise_alpha", "pref_beta",
-    "pref_loss", "pref_ftx",
-)  # fmt: skip
+# Keys of a training configuration that the lineage tells elsewhere, and those that change nothing in the model: where
+# output goes, what is logged, saved, measured and cached. All others count as hyperparameters: LLaMA-Factory has
+# hundreds, and one that changed must not be missed.
+_ELSEWHERE = {
+    "model_name_or_path", "model_revision", "adapter_name_or_path", "dataset", "eval_dataset", "dataset_dir",
+    "media_dir", "template", "stage", "finetuning_type", "do_train", "do_eval", "do_predict",
+}  # fmt: skip
+_NO_MATTER = re.compile(
+    r"(output|logging|log|cache|hub|run|swanlab|trackio|ray|overwrite|save|plot|print|preprocessing|tokenized|ddp"
+    r"|eval|per_device_eval|batch_eval|compute|predict|disable|include)_\w+|report_to|push_to_hub|use_swanlab|project"
+    r"|trust_remote_code|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor)"
+)
 _LORA = {  # ours: (adapter_config.json's, the training YAML's)
     "rank": ("r", "lora_rank"),
     "alpha": ("lora_alpha", "lora_alpha"),
@@ -52,9 +58,6 @@ _LORA = {  # ours: (adapter_config.json's, the training YAML's)
     "dora": ("use_dora", "use_dora"),
     "modules_to_save": ("modules_to_save", "additional_target"),
 }
-_TOOLS = {"PEFT": "peft", "Transformers": "transformers", "Pytorch": "torch", "Datasets": "datasets",
-          "Tokenizers": "tokenizers"}  # fmt: skip
-_TOOL_LINE = re.compile(rf"^- ({'|'.join(_TOOLS)}):? (\d[\w.+-]*)\s*$", re.MULTILINE)
 _SECRET_KEY = re.compile(
     r"(^|[_-])(token|api_?key|access_?key|private_?key|password|passwd|secret|credentials?|webhook(_url)?)$", re.I
 )
@@ -67,18 +70,19 @@ def read_lineage(
     training_config: Path | None,
     export_config: Path | None,
     training_dir: Path | None,
+    exported_with: str | None = None,
 ) -> Lineage:
-    """The lineage of what ``checkpoint_dir`` holds.
+    """The lineage of what ``checkpoint_dir`` holds; ``exported_with`` is the version of the LLaMA-Factory that did.
 
     Without ``training_dir`` it is the (last) adapter that the export configuration names, else the training
     configuration's output_dir, else the trained model that was exported, else the checkpoint's own directory (an
-    adapter, or a full fine-tuning). Raises UsageError and
-    NotFound for configurations and a training directory that were given and cannot be read.
+    adapter, or a full fine-tuning). Raises UsageError and NotFound for configurations and a training directory that
+    were given and cannot be read.
     """
     if training_dir is not None and not is_folder(training_dir):
         raise NotFound(f"the training directory {printable(str(training_dir))} does not exist")
-    merge = read_config(export_config) if export_config else {}
-    training = read_config(training_config) if training_config else {}
+    merge = redact(read_config(export_config)) if export_config else {}
+    training = redact(read_config(training_config)) if training_config else {}
     adapters = _names(merge.get("adapter_name_or_path"))
     source = (
         training_dir
@@ -89,39 +93,47 @@ def read_lineage(
     )
     board = source / "training_args.yaml"  # LLaMA Board's copy of the configuration
     config = training_config or board
-    training = training or _board_config(board)
+    training = training or redact(_board_config(board))
     adapter_config = _json(source / ADAPTER_CONFIG)
     state = _json(source / "trainer_state.json")
     results = _json(source / "train_results.json") | _json(source / "eval_results.json")
     results |= _json(source / "all_results.json")
-    card = _text(source / "README.md")
+    card = read_card(redact(_text(source / "README.md")))
     history = [entry for entry in _list(state.get("log_history")) if isinstance(entry, dict)]
     steps = state.get("global_step")
+    base = _string(
+        merge.get("model_name_or_path") if adapters else None,
+        training.get("model_name_or_path"),
+        adapter_config.get("base_model_name_or_path"),
+        card.base,
+        merge.get("model_name_or_path"),
+    )
+    revision, dirty = git_revision(training_config.absolute().parent) if training_config else (None, None)
+    saved_by = {"transformers": _json(checkpoint_dir / "config.json").get("transformers_version")}
+    trained_here = is_file(checkpoint_dir / "trainer_state.json")  # else it was exported from what was trained
     return Lineage(
-        base_model=_string(
-            merge.get("model_name_or_path") if adapters else None,
-            training.get("model_name_or_path"),
-            adapter_config.get("base_model_name_or_path"),
-            _card_base(card),
-            merge.get("model_name_or_path"),
-        ),
-        adapter=_string(", ".join(adapters)),
-        datasets=_datasets(training, config, card),
+        base=Parent(base, _string(merge.get("model_revision"), training.get("model_revision"))) if base else None,
+        adapters=tuple(Parent(adapter) for adapter in map(_string, adapters) if adapter),
+        datasets=_datasets(_names(training.get("dataset")) or card.datasets, training, config),
+        eval_datasets=_datasets(_names(training.get("eval_dataset")), training, config),
         template=_string(training.get("template"), merge.get("template")),
         stage=_string(training.get("stage")),
         finetuning_type=_string(
             training.get("finetuning_type"), "lora" if adapter_config else None, merge.get("finetuning_type")
         ),
         lora=_lora(adapter_config, training),
-        hyperparameters={key: redact(training[key]) for key in _HYPERPARAMETERS if training.get(key) is not None},
+        hyperparameters=_hyperparameters(training | card.hyperparameters),
         metrics=_metrics(history, results),
-        loss_curve=_thin(list(_curve(history)) or list(_curve(_jsonl(source / "trainer_log.jsonl")))),
+        curves=_curves(history) or _curves(_jsonl(source / "trainer_log.jsonl")),
         steps=steps if type(steps) is int else None,
         epochs=_finite(state.get("epoch", results.get("epoch"))),
-        tools=_tools(card, adapter_config, _json(checkpoint_dir / "config.json")),
-        git_revision=_git_revision(training_config.parent) if training_config else None,
-        training_config=redact(training),
-        export_config=redact(merge),
+        tools=_versions(saved_by if trained_here else {}, {"peft": adapter_config.get("peft_version")}, card.tools),
+        export_tools=_versions({} if trained_here else saved_by, {"llamafactory": exported_with}),
+        git_revision=revision,
+        git_dirty=dirty,
+        contradictions=tuple(_contradictions(training, adapter_config, card.hyperparameters)),
+        training_config=training,
+        export_config=merge,
     )
 
 
@@ -139,6 +151,15 @@ def redact(value: Any) -> Any:
     return value
 
 
+def _hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    elsewhere = _ELSEWHERE | {training_key for _, training_key in _LORA.values()}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in elsewhere and not _NO_MATTER.fullmatch(key) and value not in (None, "", REDACTED)
+    }
+
+
 def _lora(adapter_config: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, (adapter_key, training_key) in _LORA.items():
@@ -152,10 +173,23 @@ def _lora(adapter_config: Mapping[str, Any], training: Mapping[str, Any]) -> dic
 def _plain(value: Any) -> Any:
     """A scalar or a sorted list of strings: PEFT writes its sets in any order. None for anything else."""
     if isinstance(value, list):
-        return sorted(_clean(entry) for entry in value if isinstance(entry, str))
-    if isinstance(value, str):
-        return _clean(value)
-    return value if isinstance(value, bool | int) else _finite(value)
+        return sorted(entry for entry in value if isinstance(entry, str))
+    return value if isinstance(value, str | bool | int) else _finite(value)
+
+
+def _contradictions(
+    training: Mapping[str, Any], adapter_config: Mapping[str, Any], used: Mapping[str, Any]
+) -> Iterator[str]:
+    """Where the run's own records say otherwise than its configuration: a value that was overridden on the command
+    line, or the configuration of another training."""
+    recorded = {
+        **used,
+        **{_LORA[name][1]: adapter_config.get(_LORA[name][0]) for name in ("rank", "alpha")},
+    }
+    for key, value in sorted(recorded.items()):
+        asked = training.get(key)
+        if None not in (asked, value) and asked != value:
+            yield f"{key}: the configuration says {asked}, the training's own records say {value}"
 
 
 def _metrics(history: list[dict[str, Any]], results: Mapping[str, Any]) -> dict[str, float]:
@@ -164,92 +198,33 @@ def _metrics(history: list[dict[str, Any]], results: Mapping[str, Any]) -> dict[
     for record in (*history, results):
         for key, value in record.items():
             if key.startswith(("train_", "eval_", "predict_")) and (number := _finite(value)) is not None:
-                metrics[_clean(key)] = number
+                metrics[key] = number
     return metrics
 
 
-def _curve(entries: list[dict[str, Any]]) -> Iterator[tuple[int, float]]:
-    """(step, training loss) of a trainer_state.json's log_history or of a trainer_log.jsonl."""
+def _curves(entries: list[dict[str, Any]]) -> dict[str, Curve]:
+    """``loss`` and each ``eval_*loss`` of a trainer_state.json's log_history or of a trainer_log.jsonl. Where a
+    training was resumed and repeated steps, the last value of a step counts."""
+    found: dict[str, dict[int, float]] = {}
     for entry in entries:
-        step, loss = entry.get("step", entry.get("current_steps")), _finite(entry.get("loss"))
-        if type(step) is int and loss is not None:
-            yield step, loss
+        step = entry.get("step", entry.get("current_steps"))
+        for key, value in entry.items():
+            is_loss = key == "loss" or (key.startswith("eval_") and key.endswith("loss"))
+            if is_loss and type(step) is int and (number := _finite(value)) is not None:
+                found.setdefault(key, {})[step] = number
+    return {key: thin(tuple(sorted(points.items())), MAX_CURVE) for key, points in found.items()}
 
 
-def _thin(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """At most `MAX_CURVE` points, evenly chosen, the first and the last among them."""
-    if len(curve) <= MAX_CURVE:
-        return tuple(curve)
-    return tuple(curve[round(i * (len(curve) - 1) / (MAX_CURVE - 1))] for i in range(MAX_CURVE))
+def _versions(*sources: Mapping[str, Any]) -> dict[str, str]:
+    """Tools and their versions; a later source wins."""
+    return {name: found for source in sources for name, found in source.items() if isinstance(found, str)}
 
 
-def _tools(card: str, adapter_config: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    tools = {_TOOLS[name]: version for name, version in _TOOL_LINE.findall(card)}
-    for name, version in (
-        ("peft", adapter_config.get("peft_version")),
-        ("transformers", config.get("transformers_version")),
-    ):
-        if isinstance(version, str):
-            tools.setdefault(name, _clean(version))
-    return tools
-
-
-def _card_base(card: str) -> str | None:
-    found = re.search(r"^base_model: *[\"']?([^\s\"'\[\]]+)", card, re.MULTILINE)
-    return found[1] if found else None
-
-
-def _card_datasets(card: str) -> list[str]:
-    """From the sentence that transformers writes: "... on the a, the b and the c datasets."."""
-    found = re.search(r"^This model is a fine-tuned version of .* on (the .+) datasets?\.$", card, re.MULTILINE)
-    return re.split(r",? and the |, the ", found[1].removeprefix("the ")) if found else []
-
-
-def _datasets(training: Mapping[str, Any], config: Path, card: str) -> tuple[Dataset, ...]:
-    names = _names(training.get("dataset")) or _card_datasets(card)
-    place = training.get("dataset_dir", "data")
-    folder = _folder(place, config) if training else None
+def _datasets(names: Iterable[str], training: Mapping[str, Any], config: Path) -> tuple[Dataset, ...]:
+    folder = _folder(training.get("dataset_dir", "data"), config) if training else None
     info = _json(folder / "dataset_info.json") if folder else {}
-    return tuple(Dataset(_clean(name), _digests(folder, info.get(name))) for name in names)
-
-
-def _digests(folder: Path | None, entry: Any) -> dict[str, str]:
-    """SHA-256 of each of a dataset's files that are here, by its name in dataset_info.json."""
-    name = entry.get("file_name") if isinstance(entry, dict) else None
-    if folder is None or not isinstance(name, str) or not name:
-        return {}
-    place = folder / name
-    files = {name: place}
-    if is_folder(place):
-        with contextlib.suppress(OSError):
-            files = {f"{name}/{path.name}": path for path in sorted(place.iterdir())}
-    return {_clean(name): digest for name, path in files.items() if (digest := _sha256(path))}
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        with open_regular(path) as file:
-            return file_digest(file, "sha256").hexdigest()
-    except (NotFound, LocalDiskError, OSError, ValueError):  # ValueError: a NUL in the name
-        return None
-
-
-def _git_revision(folder: Path) -> str | None:
-    """The commit that is checked out there, if git is here and knows."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--verify", "HEAD"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    revision = found.stdout.decode("ascii", "replace").strip()
-    return revision if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", revision) else None
+    found = datasets.describe(names, folder, info)
+    return tuple(replace(each, info=redact(each.info)) for each in found)
 
 
 def _folder(value: Any, config: Path | None) -> Path | None:
@@ -280,7 +255,7 @@ def _list(value: Any) -> list[Any]:
 
 def _string(*values: Any) -> str | None:
     """The first that is a string with something in it."""
-    return next((_SECRET_VALUE.sub(REDACTED, _clean(v)) for v in values if isinstance(v, str) and v), None)
+    return next((_SECRET_VALUE.sub(REDACTED, v) for v in values if isinstance(v, str) and v), None)
 
 
 def _finite(value: Any) -> float | None:
@@ -293,9 +268,18 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _clean(text: str) -> str:
-    """Without lone surrogates, which JSON can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _clean(value: Any, depth: int = 0) -> Any:
+    """What JSON read, without what a record cannot hold: lone surrogates; NaN, infinities and what is nested more
+    deeply than any record of a training (then None)."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if depth == MAX_DEPTH:
+        return None
+    if isinstance(value, dict):
+        return {_clean(key): _clean(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_clean(entry, depth + 1) for entry in value]
+    return value if value is None or isinstance(value, bool | int) else _finite(value)
 
 
 def _board_config(path: Path) -> dict[str, Any]:
@@ -308,7 +292,7 @@ def _board_config(path: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     """A record of the training, or nothing if it is not there or broken."""
     try:
-        return read_object(path)
+        return _clean(read_object(path))  # type: ignore[no-any-return]
     except (NotFound, LocalDiskError, Malformed):
         return {}
 
@@ -328,5 +312,5 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
-            entries.append(entry)
+            entries.append(_clean(entry))
     return entries

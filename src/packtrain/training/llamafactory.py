@@ -1,10 +1,11 @@
-"""Runs `llamafactory-cli export`, and knows where it writes."""
+"""Runs `llamafactory-cli export`, knows where it writes, and asks it for its version."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from packtrain.errors import EngineError, Refused, UsageError
 from packtrain.training.documents import disk_error, printable, read_config
 
 GRACE = 10.0  # seconds between asking an interrupted export to end and killing it
+VERSION_WITHIN = 60.0  # seconds
 TAIL = 4096  # bytes of its output that an error repeats the end of
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
@@ -68,6 +70,21 @@ def export(config: Path, *, command: str) -> Path:
             hint="Two exports would mix. Remove that directory, or name a new export_dir, and export again.",
         )
     return directory
+
+
+def version(command: str) -> str | None:
+    """The version that a llamafactory-cli says it is, None if it does not say. It takes some seconds to start."""
+    program = shutil.which(command)
+    if program is None:
+        return None
+    try:
+        said = subprocess.run(
+            [program, "version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=VERSION_WITHIN, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(rb"LLaMA Factory, version (\d[\w.+-]*)", said.stdout)
+    return found[1].decode("ascii") if found else None
 
 
 def _weights(directory: Path) -> dict[str, tuple[int, int, int]]:
