@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from packtrain.testing.servers import S3Server, seaweedfs
+from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
+
+
+@dataclass(frozen=True)
+class Models:
+    """Directories as LLaMA-Factory leaves them. ``home`` holds them under these names."""
+
+    home: Path
+    base: Path
+    first: Path
+    second: Path
+    adapter: Path
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Read-only: copy what you want to change."""
+    home = tmp_path_factory.mktemp("models")
+    base = write_base(home / "base", seed=1, shards=2)
+    return Models(
+        home,
+        base=base,
+        first=write_merged(home / "merged-1", base, seed=2),
+        second=write_merged(home / "merged-2", base, seed=3),
+        adapter=write_adapter(home / "adapter", base, seed=4),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +56,16 @@ def s3_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root are skipped, in one line, where there is none."""
-    if os.geteuid() != 0:
-        for item in items:
-            if item.get_closest_marker("root"):
-                item.add_marker(pytest.mark.skip(reason="needs root"))
+    """Tests that need root are skipped, in one line, where there is none. Tests of the S3 server go to one of the
+    processes that share the work (`pytest -n`), so that one server is started."""
+    for item in items:
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+        if _asks_for_s3(item):
+            item.add_marker(pytest.mark.xdist_group("s3"))
+
+
+def _asks_for_s3(item: pytest.Item) -> bool:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    asked = (*getattr(item, "fixturenames", ()), *(value for value in parameters if isinstance(value, str)))
+    return "s3" in asked

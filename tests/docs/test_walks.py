@@ -11,7 +11,7 @@ A command that shows a line ``error: ...`` must fail, every other must succeed. 
 settings are inherited; the defaults keep everything below it. What readers need not see stands in comments:
 
     <!-- run          commands that prepare or check something at this place: they must succeed, what they print is
-    cp -r "$TINY/merged-1" output                        not compared; "$TINY" has the directories of `tiny`
+    cp -r "$TINY/merged-1" output                        not compared; "$TINY" has the directories of `Models`
     -->
     <!-- needs s3 --> the variables of a real S3 server are set (its bucket is s3://packtrain); or: root
 """
@@ -29,7 +29,7 @@ from pathlib import Path
 import pytest
 
 from packtrain.testing.servers import S3Server
-from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
+from tests.conftest import Models
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -80,25 +80,14 @@ def walks() -> Iterator[object]:
             yield pytest.param(page, id=str(path.relative_to(ROOT)), marks=marks)
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directories as LLaMA-Factory leaves them: base, two merged models of it, and an adapter on it."""
-    home = tmp_path_factory.mktemp("tiny")
-    base = write_base(home / "base", seed=1)
-    write_merged(home / "merged-1", base, seed=2)
-    write_merged(home / "merged-2", base, seed=3)
-    write_adapter(home / "adapter", base, seed=4)
-    return home
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", list(walks()))
 def test_every_command_prints_what_the_page_shows(
-    page: str, tiny: Path, tmp_path: Path, request: pytest.FixtureRequest
+    page: str, models: Models, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     walk = list(steps(page))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PACKTRAIN_", "XDG_", "AWS_", "PYTHON"))}
-    environment |= {"HOME": str(tmp_path), "TINY": str(tiny), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"HOME": str(tmp_path), "TINY": str(models.home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     if "s3" in NEEDS.findall(page):
         server: S3Server = request.getfixturevalue("s3")
         environment |= server.environment

@@ -21,7 +21,7 @@ from packtrain.registry.ledger import LedgerRegistry
 from packtrain.registry.memory import SeenLedgers
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.memory_store import MemoryStore
-from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
+from tests.conftest import Models as Models
 
 
 class Notes(Silent):
@@ -81,27 +81,6 @@ class House:
             to=to,
             keep=keep,
         )
-
-
-@dataclass(frozen=True)
-class Models:
-    base: Path
-    first: Path
-    second: Path
-    adapter: Path
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Read-only: copy what you want to change."""
-    home = tmp_path_factory.mktemp("models")
-    base = write_base(home / "base", seed=1, shards=2)
-    return Models(
-        base=base,
-        first=write_merged(home / "first", base, seed=2),
-        second=write_merged(home / "second", base, seed=3),
-        adapter=write_adapter(home / "adapter", base, seed=4),
-    )
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from packtrain.model.manifest import FILE_NAME
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
-from tests.flows.conftest import House, Models, contents
+from tests.conftest import Models
+from tests.flows.conftest import House, contents
 
 Make = Callable[..., House]
 

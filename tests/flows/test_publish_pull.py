@@ -25,7 +25,8 @@ from packtrain.flows.verify import verify
 from packtrain.model.manifest import FILE_NAME, Manifest
 from packtrain.model.reference import Reference
 from packtrain.testing.memory_store import MemoryStore
-from tests.flows.conftest import House, Models, contents
+from tests.conftest import Models
+from tests.flows.conftest import House, contents
 
 Make = Callable[..., House]
 

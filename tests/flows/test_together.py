@@ -8,7 +8,8 @@ from pathlib import Path
 
 from packtrain.flows import transfer
 from packtrain.storage.directory import DirectoryStore
-from tests.flows.conftest import House, Models
+from tests.conftest import Models
+from tests.flows.conftest import House
 
 CONTEXT = multiprocessing.get_context("spawn")
 

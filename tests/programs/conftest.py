@@ -13,32 +13,10 @@ from typing import Any
 
 import pytest
 
-from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
+from tests.conftest import Models
 
 PROGRAM = Path(sys.executable).parent / "packtrain"
 TRACEBACK = re.compile(r"Traceback|File \".*\", line \d+|internal error")
-
-
-@dataclass(frozen=True)
-class Models:
-    """Directories as LLaMA-Factory leaves them."""
-
-    base: Path
-    first: Path
-    second: Path
-    adapter: Path
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    home = tmp_path_factory.mktemp("models")
-    base = write_base(home / "base", seed=1)
-    return Models(
-        base=base,
-        first=write_merged(home / "first", base, seed=1),
-        second=write_merged(home / "second", base, seed=2),
-        adapter=write_adapter(home / "adapter", base, seed=3),
-    )
 
 
 @dataclass

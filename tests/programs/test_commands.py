@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from packtrain.testing.stub_vllm import write_executable
-from tests.programs.conftest import Cli, Models
+from tests.conftest import Models
+from tests.programs.conftest import Cli
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 
@@ -71,7 +72,7 @@ def test_the_way_of_a_model(cli: Cli, models: Models) -> None:
     assert cli.out("pull", "llama@production") == snapshot.stdout
     there = cli.home / "there"
     assert cli.out("pull", "models:/llama/1", "--to", there) == f"{there}\n"
-    weights = "model.safetensors"
+    weights = "model-00001-of-00002.safetensors"
     assert (there / weights).read_bytes() == (models.first / weights).read_bytes()
 
     url = cli.out("url", "llama/1").removesuffix("\n")

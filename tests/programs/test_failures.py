@@ -21,7 +21,8 @@ from packtrain import cli as program
 from packtrain import errors
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_base
-from tests.programs.conftest import Cli, Models
+from tests.conftest import Models
+from tests.programs.conftest import Cli
 
 
 def said(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
@@ -97,13 +98,13 @@ def test_5_somebody_was_first(published: Cli) -> None:
 def test_6_one_flipped_bit(cli: Cli, models: Models) -> None:
     cli.run("publish", models.first, "--name", "llama")
     url = cli.out("url", "llama").removesuffix("\n")
-    weights = Path(url.removeprefix("file://")) / "model.safetensors"
+    weights = Path(url.removeprefix("file://")) / "model-00001-of-00002.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.chmod(0o644)
     weights.write_bytes(data)
-    assert "model.safetensors" in said(cli.run("pull", "llama", code=6))[0]
-    assert "model.safetensors" in said(cli.run("verify", "--bytes", code=6))[0]
+    assert "model-00001-of-00002.safetensors" in said(cli.run("pull", "llama", code=6))[0]
+    assert "model-00001-of-00002.safetensors" in said(cli.run("verify", "--bytes", code=6))[0]
 
 
 def test_7_a_store_that_cannot_be_reached(cli: Cli) -> None:

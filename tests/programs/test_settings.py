@@ -9,7 +9,8 @@ import pytest
 
 from packtrain.errors import UsageError
 from packtrain.settings import Settings, load
-from tests.programs.conftest import Cli, Models
+from tests.conftest import Models
+from tests.programs.conftest import Cli
 
 
 def loaded(home: Path, flags: Mapping[str, str | None] | None = None, **environ: str) -> Settings:

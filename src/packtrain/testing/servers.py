@@ -76,7 +76,7 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
     log_path = directory / "weed.log"
     command = [
         weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
+        f"-master.port={master}", "-master.peers=none", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
         "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
         "-volume.max=50", "-master.volumeSizeLimitMB=2048", "-master.telemetry=false",
     ]  # fmt: skip
