@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from packtrain.errors import disk_error
+from packtrain.errors import UsageError, disk_error
+from packtrain.model.lease import Holder
 from packtrain.model.ledger import Event
 from packtrain.model.reference import Reference
 from packtrain.model.version import ModelVersion
@@ -18,9 +20,11 @@ from packtrain.wiring import Parts, wire
 if TYPE_CHECKING:
     from packtrain.flows.caching import Checked, Listing, Removed
     from packtrain.flows.catalog import Entry
+    from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
     from packtrain.flows.pull import Snapshot
+    from packtrain.flows.serve import Supply
     from packtrain.flows.verify import Verified
 
 
@@ -62,6 +66,7 @@ class Client:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_quota: str | None = None,
         cache_free: str | None = None,
+        pull: str | None = None,
         actor: str | None = None,
         vllm: str | None = None,
         llamafactory: str | None = None,
@@ -73,6 +78,7 @@ class Client:
             "cache_dir": os.fspath(cache_dir) if cache_dir is not None else None,
             "cache_quota": cache_quota,
             "cache_free": cache_free,
+            "pull": pull,
             "actor": actor,
             "vllm": vllm,
             "llamafactory": llamafactory,
@@ -205,19 +211,37 @@ class Client:
 
         return verify(self._parts.store, self._parts.registry, name, every_byte=every_byte, reporter=self._reporter)
 
-    def pull(self, reference: str, *, to: str | os.PathLike[str] | None = None, keep: bool = False) -> Snapshot:
-        """A complete, verified, read-only directory of a version: in the cache, or at ``to``.
+    def pull(
+        self,
+        reference: str,
+        *,
+        to: str | os.PathLike[str] | None = None,
+        keep: bool = False,
+        verify: bool = False,
+    ) -> Snapshot:
+        """A complete, read-only directory of a version: in the cache, at ``to``, or the store's own.
 
-        The cache keeps it for half an hour, or for good with ``keep``.
+        The setting ``pull`` chooses between cache and store. The cache keeps it for half an hour, or for good with
+        ``keep``. What is copied is always verified; what is used in place only with ``verify``.
         """
+        parts = self._parts
+        wanted = Reference.parse(reference)
+        if to is None and self.settings.pull == "in-place":
+            if keep:
+                raise UsageError(
+                    f"{wanted} is used in place, so there is nothing in the cache to keep",
+                    hint="Give --no-in-place to have a copy, or leave out --pin.",
+                )
+            from packtrain.flows.in_place import pull_in_place
+
+            return pull_in_place(parts.registry, self._in_place(verify), wanted, reporter=self._reporter)
         from packtrain.flows.pull import pull
 
-        parts = self._parts
         return pull(
             parts.store,
             parts.registry,
             parts.cache,
-            Reference.parse(reference),
+            wanted,
             reporter=self._reporter,
             clock=parts.clock,
             to=_path(to),
@@ -255,14 +279,13 @@ class Client:
 
         return unpin(self._parts.cache, self._parts.registry, which, reporter=self._reporter)
 
-    def serve(self, reference: str, arguments: Sequence[str] = ()) -> int:
+    def serve(self, reference: str, arguments: Sequence[str] = (), *, verify: bool = False) -> int:
         """Pulls a version and runs ``vllm serve`` on it with ``arguments`` until it ends. Returns its exit code."""
         from packtrain.flows.serve import serve
 
         return serve(
-            self._parts.store,
             self._parts.registry,
-            self._parts.cache,
+            self._supply(verify),
             Reference.parse(reference),
             arguments,
             vllm=self.settings.vllm,
@@ -270,20 +293,34 @@ class Client:
             clock=self._parts.clock,
         )
 
-    def run(self, reference: str, arguments: Sequence[str] = ()) -> NoReturn:
+    def run(self, reference: str, arguments: Sequence[str] = (), *, verify: bool = False) -> NoReturn:
         """Pulls a version and becomes ``vllm serve`` on it: this process is replaced."""
         from packtrain.flows.serve import run
 
         run(
-            self._parts.store,
             self._parts.registry,
-            self._parts.cache,
+            self._supply(verify),
             Reference.parse(reference),
             arguments,
             vllm=self.settings.vllm,
             reporter=self._reporter,
-            clock=self._parts.clock,
         )
+
+    def _supply(self, verify: bool) -> Supply:
+        """Where engines find versions: in the cache, or where they are."""
+        from packtrain.flows.serve import FromCache
+
+        if self.settings.pull == "in-place":
+            return self._in_place(verify)
+        parts = self._parts
+        return FromCache(parts.store, parts.registry, parts.cache, reporter=self._reporter, clock=parts.clock)
+
+    def _in_place(self, verify: bool) -> InPlace:
+        from packtrain.flows.in_place import InPlace
+
+        holder = Holder(socket.gethostname(), os.getpid(), self.settings.actor)
+        parts = self._parts
+        return InPlace(parts.store, verify=verify, holder=holder, reporter=self._reporter, clock=parts.clock)
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

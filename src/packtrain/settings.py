@@ -17,6 +17,7 @@ from packtrain.errors import UsageError
 from packtrain.model.amount import Amount
 
 FILE_NAME = "packtrain.toml"
+PULLS = ("cache", "in-place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Settings:
     cache_dir: Path  # this node's snapshots
     cache_quota: Amount  # how much they may take
     cache_free: Amount  # how much of their disk stays free
+    pull: str  # "cache": a copy on this node; "in-place": the store's own directory, without one
     actor: str  # who is written into the ledger
     vllm: str  # the command that starts vLLM
     llamafactory: str  # the command that starts LLaMA-Factory
@@ -46,6 +48,8 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
         if value := environ.get(f"PACKTRAIN_{name.upper()}"):
             values[name] = value
     values.update({name: value for name, value in flags.items() if value is not None})
+    if values["pull"] not in PULLS:
+        raise UsageError(f"pull = {values['pull']!r} makes no sense", hint=f"It is one of: {', '.join(PULLS)}.")
     return Settings(
         cache_dir=_with_home(values.pop("cache_dir")).absolute(),
         cache_quota=_amount("cache_quota", values.pop("cache_quota")),
@@ -64,6 +68,7 @@ def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
         "cache_dir": str(cache / "packtrain"),
         "cache_quota": "100%",
         "cache_free": "5%",
+        "pull": "cache",
         "actor": _user(),
         "vllm": "vllm",
         "llamafactory": "llamafactory-cli",

@@ -14,7 +14,7 @@ import pytest
 from packtrain.client import Silent
 from packtrain.flows.hashing import hash_files
 from packtrain.flows.sources import LocalFile, NewFile
-from packtrain.model import ledger, lineage, manifest
+from packtrain.model import lease, ledger, lineage, manifest
 from packtrain.model.ledger import Log
 from packtrain.model.lineage import Lineage
 from packtrain.model.manifest import Base, Manifest
@@ -106,6 +106,8 @@ def test_the_fields_are_those_of_the_code() -> None:
     adapter = json.loads((GOLDEN / "adapter-of-a-version.manifest.json").read_bytes())
     documented = {name for cells in rows_of("Manifest") for name in names(cells[0])}
     assert documented == {*adapter, *(key for file in merged["files"] for key in file)}
+    leased = {name for cells in rows_of("Leases") for name in names(cells[0])}
+    assert leased == json.loads((GOLDEN / "lease.json").read_bytes()).keys()
     recorded = {name for cells in rows_of("Records") for name in names(cells[0])}
     assert recorded == {"schema", *(field.name for field in fields(Lineage))}
 
@@ -125,4 +127,4 @@ def test_the_actions_and_their_details_are_those_of_the_code() -> None:
 
 def test_the_schemas() -> None:
     table = [names(cells[1]) for cells in rows_of("Formats")]
-    assert table == [[manifest.SCHEMA], [ledger.SCHEMA], [lineage.SCHEMA], []]
+    assert table == [[manifest.SCHEMA], [ledger.SCHEMA], [lineage.SCHEMA], [lease.SCHEMA], []]

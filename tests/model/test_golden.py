@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from packtrain.model.digest import Digest
+from packtrain.model.lease import Holder, Lease, lease_key
 from packtrain.model.ledger import Log, event_key
 from packtrain.model.lineage import Lineage, record_key
 from packtrain.model.manifest import Manifest
@@ -38,6 +39,7 @@ DIGESTS = {
     "adapter-of-a-revision.manifest.json": "ae18bab6c7a44f6c6da91a4c989c3cc38ee68dcc0d881f2528af92224748db02",
     "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
     "every-action.ledger.jsonl": "b5ff6a6d1629a2e3d945f85c5763655108bdf0fc9915e5c80279b9224564e1be",
+    "lease.json": "3816b5bf70233b50f9974f67260d4bd26005c2fb9e7db8f8789e1c5709c3f253",
     "lineage.json": "dc381f8155e65b2e1614c5fcdb0092a88c67389e8fff4e16fa85bf456d252eb9",
 }
 
@@ -90,8 +92,16 @@ def test_lineage() -> None:
     assert Lineage.decode(data, expect=Digest(DIGESTS["lineage.json"])) == LINEAGE
 
 
+def test_lease() -> None:
+    data = golden("lease.json")
+    lease = Lease(Holder(host="gpu-node-7", pid=4711, user="ada@lab"), until="2026-03-02T09:45:27.104Z")
+    assert lease.encode() == data
+    assert Lease.decode(data, what="lease.json") == lease
+
+
 def test_where_things_are() -> None:
     version = ledger_with_every_action().log.state.versions[1]
     assert version.prefix == f"models/llama-finetuned/{DIGESTS['merged.manifest.json']}/"
     assert event_key("llama-finetuned", 42) == "ledger/llama-finetuned/0000000042.json"
+    assert lease_key("m", version.digest, "0" * 32) == f"leases/m/{version.digest.hex}/{'0' * 32}.json"
     assert record_key("m", Digest(DIGESTS["lineage.json"])) == f"records/m/{DIGESTS['lineage.json']}.json"

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,17 +248,39 @@ def test_an_interrupted_command_ends_what_it_started(cli: Cli, number: signal.Si
         assert done.stderr.splitlines()[-1].startswith("interrupted: run the same command again")
 
 
+def test_in_place_is_a_setting_and_a_flag(published: Cli) -> None:
+    stored = published.home / "store/models/llama"
+    in_place = published.run("pull", "llama@production", "--in-place")
+    assert Path(in_place.stdout.strip()).parent == stored
+    assert "not checked" in in_place.stderr
+    full = published.run("pull", "llama@production", "--in-place", "--verify")
+    assert full.stdout == in_place.stdout
+    assert "not checked" not in full.stderr
+    by_setting = replace(published, environment={**published.environment, "PACKTRAIN_PULL": "in-place"})
+    document = by_setting.json("pull", "llama/1")
+    assert (document["in_place"], document["verified"], document["fetched"]) == (True, False, 0)
+    assert Path(document["path"]).parent == stored
+    copied = by_setting.json("pull", "llama/1", "--no-in-place")
+    assert (copied["in_place"], copied["verified"]) == (False, True)
+    assert Path(copied["path"]).is_relative_to(published.home / "cache")
+    elsewhere = by_setting.json("pull", "llama/1", "--to", published.home / "mine")
+    assert (elsewhere["path"], elsewhere["in_place"]) == (str(published.home / "mine"), False)
+
+
+@pytest.mark.parametrize("how", ["--no-in-place", "--in-place"])
 @pytest.mark.parametrize(
     ("command", "stop"), [("serve", signal.SIGINT), ("serve", signal.SIGTERM), ("run", signal.SIGTERM)]
 )
-def test_an_engine_serves_the_version(published: Cli, tmp_path: Path, command: str, stop: signal.Signals) -> None:
+def test_an_engine_serves_the_version(
+    published: Cli, tmp_path: Path, command: str, stop: signal.Signals, how: str
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     vllm = write_executable(tmp_path / "vllm")
     process = subprocess.Popen(
         published.command(
-            command, "llama@production", "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"
+            command, "llama@production", how, "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"
         ),
         env=published.environment,
         stdout=subprocess.PIPE,
@@ -273,11 +296,22 @@ def test_an_engine_serves_the_version(published: Cli, tmp_path: Path, command: s
             line = process.stderr.readline()
             assert line, said
             said += line
+        opened = published.home / ("store/models/llama" if how == "--in-place" else "cache/snapshots")
+        assert (process.pid in _lease_holders(published)) == (how == "--in-place")
     finally:
         process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "serving llama/2 (sha256:" in said + errors
+    said += errors
+    assert f" from {opened}/" in said
+    assert "serving llama/2 (sha256:" in said
+    assert ("not checked" in said) == (how == "--in-place")
+    assert (process.pid in _lease_holders(published)) == (how == "--in-place" and command == "run")
+
+
+def _lease_holders(cli: Cli) -> set[int]:
+    leases = (cli.home / "store/leases").rglob("*.json")
+    return {json.loads(lease.read_bytes())["holder"]["pid"] for lease in leases}
 
 
 def _ask_when_ready(url: str, process: subprocess.Popen[str]) -> Any:

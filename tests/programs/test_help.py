@@ -95,6 +95,9 @@ def test_settings_are_flags_of_the_same_names() -> None:
     assert everywhere | {"--cache-quota", "--cache-free", "--actor", "--vllm", "--llamafactory"} <= flags(group)
     for name, command in commands(group).items():
         assert everywhere <= flags(command), name
+    assert {name for name, command in commands(group).items() if "--in-place" in flags(command)} == {
+        "pull", "serve", "run",
+    }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--vllm" in flags(command)} == {"serve", "run"}
     assert {name for name, command in commands(group).items() if "--llamafactory" in flags(command)} == {"export"}
     for flag in ("--cache-quota", "--cache-free"):

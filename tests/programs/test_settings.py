@@ -42,6 +42,15 @@ def test_file_then_environment_then_flag(home: Path) -> None:
     assert loaded(home, PACKTRAIN_ACTOR="").actor == "file"
 
 
+def test_pull_is_one_of_two_ways(home: Path) -> None:
+    assert loaded(home).pull == "cache"
+    assert loaded(home, PACKTRAIN_PULL="in-place").pull == "in-place"
+    assert loaded(home, {"pull": "cache"}, PACKTRAIN_PULL="in-place").pull == "cache"
+    with pytest.raises(UsageError, match="copy") as caught:
+        loaded(home, PACKTRAIN_PULL="copy")
+    assert "cache, in-place" in caught.value.hint
+
+
 def test_the_nearest_file_counts_alone_unless_one_is_named(home: Path) -> None:
     (home / "packtrain.toml").write_text('actor = "far"\nvllm = "far"\n')
     (home / "project" / "packtrain.toml").write_text('actor = "near"\n')

@@ -566,7 +566,6 @@ def test_a_link_is_durable_when_it_is_set(store: DirectoryStore, root: Path, mon
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_another_user_reads_everything_and_writes_nothing(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as home:  # pytest's own folders are closed to others

@@ -68,7 +68,13 @@ def move(move: Move) -> dict[str, Any]:
 
 
 def snapshot(snapshot: Snapshot) -> dict[str, Any]:
-    return {"path": str(snapshot.path), "fetched": snapshot.fetched, **version(snapshot.version)}
+    return {
+        "path": str(snapshot.path),
+        "fetched": snapshot.fetched,
+        "in_place": snapshot.in_place,
+        "verified": snapshot.verified,
+        **version(snapshot.version),
+    }
 
 
 def url(url: str) -> dict[str, str]:

@@ -28,6 +28,9 @@ training_dir = click.option(
 base = click.option("--base", metavar="BASE", help="What it was trained on: NAME/2, a folder, hf:ORG/NAME@REVISION.")
 allow_code = click.option("--allow-code", is_flag=True, help="Allow custom code (*.py, auto_map); it is recorded.")
 force = click.option("--force", is_flag=True, help="A new version even if these bytes are one already.")
+verify = click.option(
+    "--verify", is_flag=True, help="In place: check every byte before. What is copied is always checked."
+)
 for_vllm = click.argument(
     "arguments", metavar="[-- VLLM ARGUMENTS]", nargs=-1, help="What `vllm serve` is given as it is."
 )

@@ -27,6 +27,12 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
         context.meta.setdefault(_META, {})[parameter.name] = value
 
 
+def _keep_pull(context: click.Context, parameter: click.Parameter, value: bool | None) -> None:
+    """The flag is the setting of two values."""
+    if value is not None:
+        _keep(context, parameter, "in-place" if value else "cache")
+
+
 def _setting(flag: str, metavar: str, text: str) -> Callable[[Function], Function]:
     return click.option(flag, cls=Setting, metavar=metavar, help=text, expose_value=False, callback=_keep)
 
@@ -45,6 +51,15 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
     "cache_dir": _setting("--cache-dir", "DIR", "Where this node keeps its snapshots."),
     "cache_quota": _setting("--cache-quota", "AMOUNT", "How much they may take: 500GB, or 80% of their disk."),
     "cache_free": _setting("--cache-free", "AMOUNT", "How much of their disk stays free."),
+    "pull": click.option(
+        "--in-place/--no-in-place",
+        "pull",
+        default=None,
+        cls=Setting,
+        help="Use the store's own directory, without a copy.",
+        expose_value=False,
+        callback=_keep_pull,
+    ),
     "actor": _setting("--actor", "WHO", "Who is written into the ledger."),
     "vllm": _setting("--vllm", "COMMAND", "The command that starts vLLM."),
     "llamafactory": _setting("--llamafactory", "COMMAND", "The command that starts LLaMA-Factory."),

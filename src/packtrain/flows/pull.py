@@ -27,11 +27,16 @@ from packtrain.ports import Clock, Registry, Reporter, Store
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A complete, verified, read-only directory. ``fetched`` bytes came from the store for it (0: it was here)."""
+    """A complete, read-only directory. ``fetched`` bytes came from the store for it (0: it was here).
+
+    ``in_place``: it is the store's own. ``verified``: every byte was checked; always so for a copy.
+    """
 
     path: Path
     version: ModelVersion
     fetched: int
+    in_place: bool = False
+    verified: bool = True
 
 
 def resolve(registry: Registry, reference: Reference, reporter: Reporter) -> ModelVersion:
