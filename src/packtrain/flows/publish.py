@@ -14,7 +14,7 @@ from packtrain.flows import bases
 from packtrain.flows.hashing import hash_files
 from packtrain.flows.promote import Move, promote
 from packtrain.flows.sources import LocalDirectory, NewFile, Origin, files_of
-from packtrain.flows.storing import Lease, find_lacking, seal, send_files, settle
+from packtrain.flows.storing import Lease, find_lacking, find_wrong, seal, send, settle
 from packtrain.model.digest import Digest
 from packtrain.model.finding import Finding
 from packtrain.model.lineage import Lineage, record_key
@@ -182,7 +182,8 @@ def _create(
     held = candidate.base.version if manifest.kind == "adapter" else None  # a merged model's is lineage alone
     if held is not None:
         registry.change(held.name, lambda state: state.reference(held.digest, name, digest))
-    sent = send_files(store, prefix, candidate.files, manifest, lease.renew, reporter)
+    wrong = find_wrong(store, prefix, manifest, reporter)
+    send(store, prefix, candidate.files, wrong.all, lease.renew, reporter)
     candidate.origin.require_unchanged()
     seal(store, prefix, manifest)
     record = Digest.of(candidate.lineage.encode())
@@ -200,7 +201,7 @@ def _create(
         ),
     )
     if event is not None:
-        return log.state.version(event.details["version"]), True, sent.size
+        return log.state.version(event.details["version"]), True, wrong.size
     version = log.state.same_payload(manifest.payload)
     assert version is not None
-    return version, False, sent.size
+    return version, False, wrong.size

@@ -25,11 +25,21 @@ Renew = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """What the store got: the ``size`` in bytes, and the paths of those files that had been there, damaged."""
+class Wrong:
+    """What a store does not hold as a manifest says: files that are ``lacking`` or of another size, and files that
+    were read and are ``damaged``."""
 
-    size: int
-    mended: tuple[str, ...]
+    lacking: tuple[FileEntry, ...]
+    damaged: tuple[FileEntry, ...]
+
+    @property
+    def all(self) -> tuple[FileEntry, ...]:
+        return self.lacking + self.damaged
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(entry.size for entry in self.all)
 
 
 class Lease:
@@ -55,11 +65,8 @@ class Lease:
             self._renew_at = now + LEASE / 2
 
 
-def send_files(
-    store: Store, prefix: str, files: Iterable[NewFile], manifest: Manifest, renew: Renew, reporter: Reporter
-) -> Sent:
-    """Sends the files that the store lacks or holds damaged. After it, every byte under ``prefix`` was checked by us:
-    on its way, or where it lies.
+def find_wrong(store: Store, prefix: str, manifest: Manifest, reporter: Reporter) -> Wrong:
+    """What is to be sent so that ``prefix`` holds what the manifest says.
 
     An object that is there already is read back before a version may name it. Its size says nothing of how it came
     there: by an earlier publish that was interrupted, or by a copy that nobody could check any more; and since an
@@ -72,21 +79,31 @@ def send_files(
     there = [entry for entry in manifest.files if entry.path not in absent]
     damaged = transfer.find_damaged(store, prefix, there, reporter)
     for entry in damaged:
-        reporter.note(f"damaged in the store, sent again: {entry.path}")
-    wanted = sorted([*lacking, *damaged], key=lambda entry: -entry.size)
+        reporter.note(f"damaged in the store: {entry.path}")
+    return Wrong(tuple(lacking), tuple(damaged))
+
+
+def send(
+    store: Store,
+    prefix: str,
+    files: Iterable[NewFile],
+    entries: Iterable[FileEntry],
+    renew: Renew,
+    reporter: Reporter,
+) -> None:
+    """Writes the objects of ``entries``, each byte checked: on its way, or where it lies."""
     by_path = {file.path: file for file in files}
-    size = sum(entry.size for entry in wanted)
-    reporter.begin("uploading", size)
+    largest_first = sorted(entries, key=lambda entry: -entry.size)
+    reporter.begin("uploading", sum(entry.size for entry in largest_first))
     try:
         run_all(
             lambda entry, halt: _send(store, prefix, by_path[entry.path], entry, renew, reporter, halt),
-            wanted,
+            largest_first,
             threads=THREADS,
             name="send",
         )
     finally:
         reporter.end()
-    return Sent(size, tuple(sorted(entry.path for entry in damaged)))
 
 
 def find_lacking(store: Store, prefix: str, manifest: Manifest) -> list[FileEntry]:
