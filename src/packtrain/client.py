@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,7 +15,7 @@ from packtrain.model.reference import Reference
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Reporter
 from packtrain.settings import Settings, load
-from packtrain.wiring import Parts, wire
+from packtrain.wiring import Parts, open_source, wire
 
 if TYPE_CHECKING:
     from packtrain.flows.caching import Checked, Listing, Removed
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
     from packtrain.flows.pull import Snapshot
+    from packtrain.flows.repair import Repaired
     from packtrain.flows.serve import Supply
     from packtrain.flows.verify import Verified
+    from packtrain.flows.watch import Happened
 
 
 class Silent:
@@ -153,6 +155,89 @@ class Client:
             base=base,
             allow_code=allow_code,
             force=force,
+        )
+
+    def repair(
+        self,
+        directory: str | os.PathLike[str],
+        name: str,
+        *,
+        training_config: str | os.PathLike[str] | None = None,
+        training_dir: str | os.PathLike[str] | None = None,
+        base: str | None = None,
+    ) -> list[Repaired]:
+        """Mends what the store holds of the versions that were published from a directory. What publish was given
+        besides is needed only to make a damaged manifest or lineage record again."""
+        from packtrain.flows.publish import Request
+        from packtrain.flows.repair import repair
+
+        request = Request(
+            directory=Path(directory),
+            name=name,
+            training_config=_path(training_config),
+            training_dir=_path(training_dir),
+            base=base,
+        )
+        return repair(self._parts.store, self._parts.registry, request, reporter=self._reporter)
+
+    def adopt(
+        self,
+        source: str | os.PathLike[str],
+        name: str,
+        *,
+        alias: str | None = None,
+        training_config: str | os.PathLike[str] | None = None,
+        training_dir: str | os.PathLike[str] | None = None,
+        base: str | None = None,
+        allow_code: bool = False,
+        dry_run: bool = False,
+    ) -> Published:
+        """Makes a folder, or everything under a URL like s3://bucket/prefix/v1, a version. The source is only read."""
+        from packtrain.flows.adopt import adopt
+        from packtrain.flows.publish import Request
+
+        place = os.fspath(source)
+        request = Request(
+            directory=Path(place),
+            name=name,
+            alias=alias,
+            training_config=_path(training_config),
+            training_dir=_path(training_dir),
+            base=base,
+            allow_code=allow_code,
+            dry_run=dry_run,
+        )
+        return adopt(
+            self._parts.store,
+            self._parts.registry,
+            open_source(place),
+            request,
+            scratch=self.settings.cache_dir / "scratch",
+            reporter=self._reporter,
+            clock=self._parts.clock,
+        )
+
+    def watch(
+        self,
+        directory: str | os.PathLike[str],
+        name: str,
+        *,
+        alias: str | None = None,
+        remove_source: bool = False,
+        interval: float = 30.0,
+        once: bool = False,
+    ) -> Iterator[Happened]:
+        """Publishes exports as they are finished in a folder, and tells what happens. Goes on until it is left,
+        unless ``once``."""
+        from packtrain.flows.watch import Watch, watch
+
+        return watch(
+            self._parts.store,
+            self._parts.registry,
+            Watch(Path(directory), name, alias, remove_source, interval, once),
+            memory=self.settings.cache_dir / "watch",
+            reporter=self._reporter,
+            clock=self._parts.clock,
         )
 
     def models(self, name: str | None = None) -> list[Entry]:

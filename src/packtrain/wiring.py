@@ -60,6 +60,14 @@ def wire(settings: Settings, reporter: Reporter) -> Parts:
     return Parts(store, linking, cache, clock)
 
 
+def open_source(place: str) -> Path | Store:
+    """Where models are that are to be adopted: a folder, or a bucket's prefix. Raises UsageError."""
+    if "://" not in place:
+        return Path(place)
+    store = open_store(place)
+    return store if store.directory is None else store.directory
+
+
 def _boot_id() -> str:
     """Different after every restart of this machine; where that cannot be known, different for every process."""
     try:

@@ -105,7 +105,7 @@ def test_settings_are_flags_of_the_same_names() -> None:
             "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
         }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--actor" in flags(command)} == {
-        "publish", "export", "promote", "rollback", "archive",
+        "publish", "export", "adopt", "watch", "promote", "rollback", "archive",
     }  # fmt: skip
 
 

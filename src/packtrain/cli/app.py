@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from packtrain._version import __version__
-from packtrain.cli.commands import caching, checking, looking, promoting, publishing, serving
+from packtrain.cli.commands import caching, checking, looking, promoting, publishing, serving, watching
 from packtrain.cli.helptext import Group
 from packtrain.cli.session import FLAGS, Session, takes
 from packtrain.errors import UsageError
@@ -36,6 +36,8 @@ def packtrain(_session: Session) -> None:
 for command in (
     publishing.publish,
     publishing.export,
+    publishing.adopt,
+    watching.watch,
     promoting.promote,
     promoting.rollback,
     promoting.archive,

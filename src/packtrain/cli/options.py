@@ -31,6 +31,7 @@ force = click.option("--force", is_flag=True, help="A new version even if these 
 verify = click.option(
     "--verify", is_flag=True, help="In place: check every byte before. What is copied is always checked."
 )
+dry_run = click.option("--dry-run", is_flag=True, help="Check and hash; write nothing.")
 for_vllm = click.argument(
     "arguments", metavar="[-- VLLM ARGUMENTS]", nargs=-1, help="What `vllm serve` is given as it is."
 )

@@ -96,6 +96,15 @@ class Session:
         elif shown := text(result):
             answer(shown)
 
+    def tell(self, result: Result, *, text: Callable[[Result], str], document: Callable[[Result], Any]) -> None:
+        """One of many results, as soon as it is there: a document of JSON is one line."""
+        if self.as_json:
+            import json
+
+            answer(json.dumps(document(result)))
+        else:
+            answer(text(result))
+
     def note(self, line: str) -> None:
         """What people may want to know next, on stderr. Programs do not."""
         if not self.as_json:

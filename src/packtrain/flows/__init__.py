@@ -1,6 +1,9 @@
 """The verbs, one function each, straight down.
 
 publish   a directory becomes a version
+adopt     what a team already has, in a folder or a bucket, becomes a version
+watch     exports become versions as they appear in a folder
+repair    damage in the store is mended from the original
 pull      a version becomes a verified directory on this node
 promote   aliases move: promote, roll_back, archive
 verify    the ledger's chain, the manifests, and every byte if asked

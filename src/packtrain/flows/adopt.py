@@ -35,14 +35,13 @@ def adopt(
         with staged(source, scratch, reporter, clock) as (directory, origin):
             request = replace(request, directory=directory)
             published = publish_checkpoint(store, registry, request, inspect(directory), origin, reporter, clock)
-    if _unknown(published.lineage):
+    if (published.created or published.version is None) and _is_unknown(published.lineage):
         reporter.note(
-            "where this model came from is unknown: --training-config and --training-dir tell it"
-            + ("" if published.created or published.version is None else " to a new version (publish --force)")
+            "its lineage is unknown: no records of the training lie there (--training-config, --training-dir)"
         )
     return published
 
 
-def _unknown(lineage: Lineage) -> bool:
+def _is_unknown(lineage: Lineage) -> bool:
     """Whether nothing is known of the training."""
-    return not (lineage.base_model or lineage.datasets or lineage.metrics or lineage.training_config)
+    return not (lineage.base or lineage.datasets or lineage.metrics or lineage.training_config)

@@ -104,7 +104,7 @@ def publish_checkpoint(
     if request.alias:
         check_alias(request.alias)
     findings = _preflight(checkpoint, request, reporter)
-    lineage = _lineage(checkpoint, request, reporter)
+    lineage = lineage_of(checkpoint, request, reporter)
     base = bases.resolve(checkpoint, request.base, registry, reporter)
     files = files_of(checkpoint, origin)
     manifest = Manifest.of(checkpoint.kind, hash_files(files, reporter), base.for_manifest(checkpoint.kind))
@@ -157,7 +157,8 @@ def _preflight(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> 
     return findings
 
 
-def _lineage(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> Lineage:
+def lineage_of(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> Lineage:
+    """What the training and the request say. Raises UsageError and NotFound for files that were given."""
     lineage = read_lineage(
         checkpoint.directory,
         training_config=request.training_config,

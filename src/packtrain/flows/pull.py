@@ -21,7 +21,7 @@ from packtrain.model.digest import Digest
 from packtrain.model.ledger import Log
 from packtrain.model.manifest import FILE_NAME, Manifest, refuse_unsafe
 from packtrain.model.reference import Reference
-from packtrain.model.version import ModelVersion
+from packtrain.model.version import ModelVersion, how_to_mend
 from packtrain.ports import Clock, Registry, Reporter, Store
 
 
@@ -116,9 +116,14 @@ def read_manifest(store: Store, version: ModelVersion) -> Manifest:
     except NotFound as error:
         raise IntegrityError(
             f"the manifest of {version} is missing: {store.locate(key)}",
-            hint="The store was changed by something other than Packtrain. Publish the version again.",
+            hint=how_to_mend(version.name),
         ) from error
-    manifest = Manifest.decode(data, expect=version.digest, what=store.locate(key))
+    try:
+        manifest = Manifest.decode(data, expect=version.digest, what=store.locate(key))
+    except IntegrityError as error:
+        if Digest.of(data) != version.digest:  # else it is whole, and written by another Packtrain
+            error.hint = how_to_mend(version.name)
+        raise
     refuse_unsafe((file.path for file in manifest.files), allow_code=version.code, what=str(version))
     return manifest
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from packtrain.errors import IntegrityError, NotFound, Refused
-from packtrain.flows import catalog, transfer
-from packtrain.flows.bases import ResolvedBase, resolve
+from packtrain.flows import bases, catalog, transfer
 from packtrain.flows.hashing import hash_files
+from packtrain.flows.publish import Request, lineage_of
 from packtrain.flows.sources import LocalDirectory, NewFile, files_of
 from packtrain.flows.storing import Wrong, find_lacking, find_wrong, send, settle
 from packtrain.model.digest import Digest
@@ -20,18 +19,6 @@ from packtrain.model.reference import check_name
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Registry, Reporter, Store
 from packtrain.training.checkpoint import Checkpoint, inspect
-from packtrain.training.lineage import read_lineage
-
-
-@dataclass(frozen=True, slots=True)
-class Original:
-    """What a version was made of: the ``directory``, and what its publish was given besides."""
-
-    directory: Path
-    base: str | None = None
-    training_config: Path | None = None
-    export_config: Path | None = None
-    training_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,53 +32,58 @@ class Repaired:
     lineage: bool
 
 
-def repair(store: Store, registry: Registry, name: str, original: Original, *, reporter: Reporter) -> list[Repaired]:
+def repair(store: Store, registry: Registry, request: Request, *, reporter: Reporter) -> list[Repaired]:
     """Reads every byte that the store holds of the versions that were made of this directory, puts right what is
-    missing or damaged, and reads that again. Makes no version and writes no event.
+    missing or damaged, and reads that again. Makes no version and writes no event; preflight is not asked.
 
     Raises Refused if no version holds these exported bytes, and IntegrityError for what cannot be made of them.
     """
-    checkpoint = inspect(original.directory)
+    name = check_name(request.name)
+    checkpoint = inspect(request.directory)
     files = files_of(checkpoint, LocalDirectory(checkpoint))
     entries = hash_files(files, reporter)
     payload = Manifest.of(checkpoint.kind, entries).payload
-    state = registry.read(check_name(name)).state
+    state = registry.read(name).state
     versions = {v.digest: v for _, v in sorted(state.versions.items()) if v.payload == payload and not v.archived}
     if not versions:
         raise Refused(
-            f"no version of {name} holds what is in {original.directory}; nothing was changed",
+            f"no version of {name} holds what is in {request.directory}; nothing was changed",
             hint=f"Give the directory that the version was published from. The payload of this one is {payload}; "
             f"that of a version is shown by: packtrain show {name}/VERSION",
         )
-    base = _Base(registry, checkpoint, original, reporter)
-    return [_repair(store, version, checkpoint, files, entries, base, reporter) for version in versions.values()]
+    made = _Made(registry, checkpoint, request, reporter)
+    return [_repair(store, version, files, entries, made, reporter) for version in versions.values()]
 
 
-class _Base:
-    """The base as publish resolved it: only looked for when it is needed, because it may have to be hashed."""
+class _Made:
+    """What publish makes of the request besides files. Only made when it is needed: the base may have to be hashed."""
 
-    def __init__(self, registry: Registry, checkpoint: Checkpoint, original: Original, reporter: Reporter) -> None:
+    def __init__(self, registry: Registry, checkpoint: Checkpoint, request: Request, reporter: Reporter) -> None:
         self._registry = registry
         self._checkpoint = checkpoint
-        self.original = original
+        self._request = request
         self._reporter = reporter
 
     @cached_property
-    def resolved(self) -> ResolvedBase:
-        return resolve(self._checkpoint, self.original.base, self._registry, self._reporter)
+    def base(self) -> bases.ResolvedBase:
+        return bases.resolve(self._checkpoint, self._request.base, self._registry, self._reporter)
+
+    @cached_property
+    def lineage(self) -> bytes:
+        lineage = self.base.note(lineage_of(self._checkpoint, self._request, self._reporter))
+        return bases.identify(lineage, self._request.folders, self._registry, self._reporter).encode()
 
 
 def _repair(
     store: Store,
     version: ModelVersion,
-    checkpoint: Checkpoint,
     files: Sequence[NewFile],
     entries: Sequence[FileEntry],
-    base: _Base,
+    made: _Made,
     reporter: Reporter,
 ) -> Repaired:
     reporter.note(f"reading every byte of {version}")
-    manifest = _manifest(store, version, checkpoint.kind, entries, base)
+    manifest = _manifest(store, version, entries, made)
     wrong = find_wrong(store, version.prefix, manifest, reporter)
     _require_makeable(version, wrong, entries)
     send(store, version.prefix, files, wrong.all, lambda: None, reporter)
@@ -103,7 +95,7 @@ def _repair(
             f"{still[0].path} of {version} was sent to the store again, and is still not what it should be",
             hint=f"Look at the store's disks and log: {store.locate(version.prefix)}",
         )
-    lineage, written = _mend_lineage(store, version, checkpoint, base)
+    lineage, written = _mend_lineage(store, version, made)
     if written:
         mended.append("lineage record")
     return Repaired(version, manifest.size, tuple(sorted(mended)), lineage)
@@ -114,17 +106,17 @@ def _damaged(store: Store, version: ModelVersion, wrong: Wrong, reporter: Report
     return transfer.find_damaged(store, version.prefix, wrong.all, reporter)
 
 
-def _manifest(store: Store, version: ModelVersion, kind: str, entries: Sequence[FileEntry], base: _Base) -> Manifest:
+def _manifest(store: Store, version: ModelVersion, entries: Sequence[FileEntry], made: _Made) -> Manifest:
     """The version's manifest: as it is stored, or if that is damaged made again."""
     key = version.prefix + FILE_NAME
     try:
         return Manifest.decode(store.get(key), expect=version.digest, what=store.locate(key))
     except (NotFound, IntegrityError) as error:
-        manifest = Manifest.of(kind, entries, base.resolved.for_manifest(kind))
+        manifest = Manifest.of(version.kind, entries, made.base.for_manifest(version.kind))
         if manifest.digest == version.digest:
             return manifest
         raise IntegrityError(
-            f"the manifest of {version} is missing or damaged, and {base.original.directory} gives another one",
+            f"the manifest of {version} is missing or damaged, and what was given makes another one",
             hint="Give --base as it was given when the version was published. If it was published by another "
             f"release of Packtrain, use that one, or restore {store.locate(key)} from a backup.",
         ) from error
@@ -141,20 +133,12 @@ def _require_makeable(version: ModelVersion, wrong: Wrong, entries: Sequence[Fil
             )
 
 
-def _mend_lineage(store: Store, version: ModelVersion, checkpoint: Checkpoint, base: _Base) -> tuple[bool, bool]:
+def _mend_lineage(store: Store, version: ModelVersion, made: _Made) -> tuple[bool, bool]:
     """Whether the lineage record is right now, and whether it had to be written."""
     try:
         catalog.read_lineage(store, version)
         return True, False
     except (NotFound, IntegrityError):
-        original = base.original
-        lineage = read_lineage(
-            checkpoint.directory,
-            training_config=original.training_config,
-            export_config=original.export_config,
-            training_dir=original.training_dir,
-        )
-        record = base.resolved.note(lineage).encode()
-        if version.lineage is None or Digest.of(record) != version.lineage:
+        if version.lineage is None or Digest.of(made.lineage) != version.lineage:
             return False, False
-        return True, settle(store, record_key(version.name, version.lineage), record)
+        return True, settle(store, record_key(version.name, version.lineage), made.lineage)

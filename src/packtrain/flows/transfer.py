@@ -15,11 +15,14 @@ from packtrain.errors import IntegrityError, NotFound, Unavailable, disk_error
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.manifest import FileEntry, Manifest
 from packtrain.model.sourcing import Run, plan_runs
+from packtrain.model.version import how_to_mend
 from packtrain.ports import Clock, Reporter, Store
 
 THREADS = 8
 BUFFER = 256 << 10  # bytes, one buffer a thread: measured best or near it on loopback (docs/performance.md)
 ATTEMPTS = 6  # of one request before the store counts as unavailable
+
+_HERE = "This copy is damaged, not the store: remove it, and pull the version again."
 
 _local = threading.local()
 
@@ -152,7 +155,7 @@ def _receive(store: Store, prefix: str, run: Run, partial: Partial, reporter: Re
                     view = view[len(part) :]
                     reporter.advance(len(part))
                     if received == chunk.length:
-                        _require(digest.hexdigest() == chunk.blake3, run.file, f"{store.url}/{prefix}")
+                        _require_stored(digest.hexdigest() == chunk.blake3, run.file, store, prefix)
                         partial.finish(run.first + done)
                         done, received, digest = done + 1, 0, blake3()
         except Unavailable as error:
@@ -161,7 +164,7 @@ def _receive(store: Store, prefix: str, run: Run, partial: Partial, reporter: Re
         except NotFound as error:
             raise IntegrityError(
                 f"{run.file.path} is missing from {store.url}/{prefix}",
-                hint="The store was changed by something other than Packtrain; `packtrain verify` shows how far.",
+                hint=_mend_store(prefix),
             ) from error
     return run.after(done)
 
@@ -199,7 +202,7 @@ def _check_file(path: Path, file: FileEntry, reporter: Reporter, halt: Halt) -> 
                 _require(digest.hexdigest() == chunk.blake3, file, str(path.parent))
             _require(not stream.read(1), file, str(path.parent))
     except FileNotFoundError as error:
-        raise IntegrityError(f"{path} is missing") from error
+        raise IntegrityError(f"{path} is missing", hint=_HERE) from error
     except OSError as error:
         raise disk_error(error, f"could not read {path}") from error
 
@@ -217,16 +220,25 @@ def _check_run(store: Store, prefix: str, run: Run, advance: Callable[[int], Non
             view = view[len(part) :]
             advance(len(part))
             if received == chunk.length:
-                _require(digest.hexdigest() == chunk.blake3, run.file, f"{store.url}/{prefix}")
+                _require_stored(digest.hexdigest() == chunk.blake3, run.file, store, prefix)
                 digest, received, chunk = blake3(), 0, next(chunks, chunk)
 
 
-def _require(condition: bool, file: FileEntry, where: str) -> None:
+def _require(condition: bool, file: FileEntry, where: str, hint: str = _HERE) -> None:
     if not condition:
         raise IntegrityError(
             f"{file.path} in {where.rstrip('/')} is not what its manifest says: the bytes were changed or damaged",
-            hint="Publish the version again from the original, or restore the file from a backup of the store.",
+            hint=hint,
         )
+
+
+def _require_stored(condition: bool, file: FileEntry, store: Store, prefix: str) -> None:
+    _require(condition, file, f"{store.url}/{prefix}", _mend_store(prefix))
+
+
+def _mend_store(prefix: str) -> str:
+    _, name, _ = prefix.split("/", 2)  # as version_prefix makes it
+    return how_to_mend(name)
 
 
 def _write(descriptor: int, data: memoryview, position: int, file: FileEntry) -> None:

@@ -9,7 +9,7 @@ from packtrain.flows import transfer
 from packtrain.flows.catalog import read_lineage
 from packtrain.flows.pull import read_manifest
 from packtrain.model.reference import check_name
-from packtrain.model.version import ModelVersion
+from packtrain.model.version import ModelVersion, how_to_mend
 from packtrain.ports import Registry, Reporter, Store
 
 
@@ -57,12 +57,15 @@ def _verify_version(store: Store, version: ModelVersion, every_byte: bool, repor
             found = f"has {sizes[file.path]} bytes" if file.path in sizes else "is missing"
             raise IntegrityError(
                 f"{file.path} of {version} {found}; its manifest says {file.size} bytes",
-                hint=f"See {store.locate(version.prefix)}; publish the version again or restore the file.",
+                hint=how_to_mend(version.name),
             )
     try:
         read_lineage(store, version)
     except NotFound as error:
-        raise IntegrityError(f"the lineage record of {version} is missing from the store") from error
+        raise IntegrityError(
+            f"the lineage record of {version} is missing from the store",
+            hint=f"{how_to_mend(version.name)} Give --training-config and --training-dir as they were given then.",
+        ) from error
     if every_byte:
         reporter.note(f"reading every byte of {version}")
         transfer.check_stored(store, version.prefix, manifest, reporter)

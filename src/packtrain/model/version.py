@@ -49,3 +49,11 @@ class ModelVersion:
 def version_prefix(name: str, digest: Digest) -> str:
     """The directory of a version in the store, with a slash at its end."""
     return f"models/{name}/{digest.hex}/"
+
+
+def how_to_mend(name: str) -> str:
+    """What to do about damage in the store: the hint of every error that finds some."""
+    return (
+        f"Mend it from the directory that was published: packtrain publish DIR --name {name} --repair; "
+        "or restore it from a backup of the store."
+    )

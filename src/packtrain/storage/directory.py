@@ -100,7 +100,7 @@ class DirectoryStore:
                 if count == 0:
                     raise Unavailable(
                         f"{self._root / key} ends after {os.fstat(file).st_size} bytes; {end} were expected",
-                        hint="Something other than Packtrain changed it; `packtrain verify --bytes` checks every file.",
+                        hint="Something other than Packtrain changed it; `packtrain verify --bytes` finds the damage.",
                     )
                 start += count
                 yield buffer[:count]

@@ -87,7 +87,7 @@ class ObjectStore:
         if left:
             raise Unavailable(
                 f"{self.locate(key)} gave {length - left} of {length} bytes from {start}",
-                hint="Something other than Packtrain changed it; `packtrain verify --bytes` checks every object.",
+                hint="Something other than Packtrain changed it; `packtrain verify --bytes` finds the damage.",
             )
 
     def create(self, key: str, data: bytes) -> None:

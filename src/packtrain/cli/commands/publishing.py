@@ -1,14 +1,21 @@
-"""Training -> versions: `publish` and `export`."""
+"""Training -> versions: `publish`, `export` and `adopt`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from packtrain.cli import documents, options, text
 from packtrain.cli.helptext import PUBLISH, command
 from packtrain.cli.session import Session, takes
+from packtrain.errors import UsageError
+from packtrain.model.amount import size
+
+if TYPE_CHECKING:
+    from packtrain.flows.repair import Repaired
 
 
 @command(
@@ -23,7 +30,8 @@ from packtrain.cli.session import Session, takes
 @options.base
 @options.allow_code
 @options.force
-@click.option("--dry-run", is_flag=True, help="Check and hash; write nothing.")
+@options.dry_run
+@click.option("--repair", is_flag=True, help="Mend what the store holds of DIR's version; makes no new one.")
 @takes("actor")
 def publish(
     session: Session,
@@ -36,12 +44,23 @@ def publish(
     allow_code: bool,
     force: bool,
     dry_run: bool,
+    repair: bool,
 ) -> None:
     """Make what LLaMA-Factory wrote a new version.
 
     The directory is checked, hashed, uploaded and only then named. If it is interrupted, the same command continues
     where it was; the same bytes again make no new version.
     """
+    if repair:
+        if alias or allow_code or force or dry_run:
+            raise UsageError(
+                "--repair makes no version", hint="Leave out --alias, --allow-code, --force and --dry-run with it."
+            )
+        results = session.client.repair(
+            directory, name, training_config=training_config, training_dir=training_dir, base=base
+        )
+        session.print(results, text=_repaired, document=_repaired_documents)
+        return
     published = session.client.publish(
         directory,
         name,
@@ -100,3 +119,73 @@ def export(
     session.print(published, text=text.published, document=documents.published)
     if published.created and not alias:
         session.note(f"next: packtrain promote {published.version} --to production")
+
+
+@command(
+    panel=PUBLISH,
+    epilog="packtrain adopt s3://team-bucket/models/support/v1 --name support-tone --alias production",
+)
+@click.argument("source", metavar="SOURCE", help="A folder, or a prefix: s3://BUCKET/PREFIX.")
+@options.new_name
+@options.also_promote
+@options.training_config
+@options.training_dir
+@options.base
+@options.allow_code
+@options.dry_run
+@takes("actor")
+def adopt(
+    session: Session,
+    source: str,
+    name: str,
+    alias: str | None,
+    training_config: Path | None,
+    training_dir: Path | None,
+    base: str | None,
+    allow_code: bool,
+    dry_run: bool,
+) -> None:
+    """Make a model that you already have a version.
+
+    The source is only read. It is checked like any other publish and hashed; within the store's own bucket or file
+    system the store then copies it by itself.
+    """
+    published = session.client.adopt(
+        source,
+        name,
+        alias=alias,
+        training_config=training_config,
+        training_dir=training_dir,
+        base=base,
+        allow_code=allow_code,
+        dry_run=dry_run,
+    )
+    session.print(published, text=text.published, document=documents.published)
+    if published.created and not alias:
+        session.note(f"next: packtrain promote {published.version} --to production")
+
+
+def _repaired(results: Sequence[Repaired]) -> str:
+    return "\n".join(line for each in results for line in _repaired_lines(each))
+
+
+def _repaired_lines(repaired: Repaired) -> list[str]:
+    mended = f"mended {', '.join(repaired.mended)}" if repaired.mended else "nothing was damaged"
+    lines = [f"{repaired.version}: {mended}; all {size(repaired.checked)} are right"]
+    if not repaired.lineage:
+        lines.append(f"{repaired.version}: its lineage record is damaged; this does not make it again")
+    return lines
+
+
+def _repaired_documents(results: Sequence[Repaired]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": each.version.name,
+            "version": each.version.number,
+            "digest": str(each.version.digest),
+            "checked": each.checked,
+            "mended": list(each.mended),
+            "lineage": each.lineage,
+        }
+        for each in results
+    ]
