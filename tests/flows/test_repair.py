@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -172,10 +173,8 @@ def test_a_repair_interrupted_at_every_call_to_the_store(make_house: Make, model
     mend(make_house("count", store=counting), models.first)
     for k in range(counting.calls):
         store = broken()
-        try:
+        with suppress(Killed, PacktrainError):
             mend(make_house(f"faulty-{k}", store=FaultyStore(store, {k: fault})), models.first)
-        except (Killed, PacktrainError):
-            pass
         mend(make_house(f"again-{k}", store=store), models.first)
         assert store.objects == whole.objects
 
