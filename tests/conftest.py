@@ -11,6 +11,7 @@ import pytest
 
 from packtrain.testing.servers import S3Server, seaweedfs
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
+from packtrain.testing.volumes import juicefs
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ def s3_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture(scope="session")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """A real shared volume, mounted on two machines."""
+    with juicefs(tmp_path_factory.mktemp("juicefs")) as mounts:
+        yield mounts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

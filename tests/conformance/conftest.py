@@ -10,12 +10,17 @@ from packtrain.storage import open_store
 from packtrain.testing.memory_store import MemoryStore
 
 
-@pytest.fixture(params=["directory", "s3", "memory"])
+@pytest.fixture(
+    params=["directory", pytest.param("juicefs", marks=[pytest.mark.root, pytest.mark.slow]), "s3", "memory"]
+)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind."""
     if request.param == "s3":
         server = request.getfixturevalue("s3_environment")
         return open_store(f"{server.url}/conformance/{uuid.uuid4().hex}")
+    if request.param == "juicefs":
+        machine, *_ = request.getfixturevalue("volume")
+        return open_store((machine / "conformance" / uuid.uuid4().hex).as_uri())
     if request.param == "directory":
         return open_store((tmp_path / "store").as_uri())
     return MemoryStore()

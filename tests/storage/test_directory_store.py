@@ -10,6 +10,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -333,6 +334,7 @@ def test_a_writer_whose_file_was_taken_away_gives_up(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(os, "link", after_a_cleaner)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(LocalDiskError, match="k"):
         store.create("k", b"x")
 
@@ -456,6 +458,7 @@ def test_a_failed_upload_says_what_to_do(
 ) -> None:
     put(store, "a/k", b"before")
     with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: None)
         patch.setattr(os, call, raising(number))
         with pytest.raises(expected, match="store") as caught:
             put(store, "b/k", b"new")

@@ -18,7 +18,8 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from urllib.parse import unquote
 
 from packtrain.errors import AlreadyExists, LocalDiskError, NotFound, Refused, Unavailable
 from packtrain.ports import ObjectInfo
+from packtrain.storage.names import PAUSES, lstat_at, open_at
 
 TEMPORARY = ".packtrain-tmp"  # the folder of unfinished files, each named <host>.<process id>.<random>
 
@@ -37,7 +39,6 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 # Nothing is there, a file or a symbolic link is where a folder must be, or a socket where an object must be.
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 _GONE = {errno.ENOENT, errno.ESTALE}  # a folder was removed while it was open: by this host, by another over NFS
-_ATTEMPTS = 100  # to place a file in a folder that others keep removing
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
@@ -195,7 +196,7 @@ class DirectoryStore:
         name = _name(key)
 
         def replace(folder: int) -> None:
-            there = _lstat(name, folder)
+            there = lstat_at(name, folder)
             if there is not None and not stat.S_ISLNK(there.st_mode):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             os.rename(hidden, name, src_dir_fd=hidden_folder, dst_dir_fd=folder)
@@ -219,7 +220,7 @@ class DirectoryStore:
         """The hidden files of writers, living or dead, and when each was last written to."""
         with self._errors(TEMPORARY), ExitStack() as opened, suppress(NotFound):
             *_, folder = self._descend(opened, TEMPORARY, [TEMPORARY])
-            infos = {name: _lstat(name, folder) for name in os.listdir(folder)}  # noqa: PTH208 - of a descriptor
+            infos = {name: lstat_at(name, folder) for name in os.listdir(folder)}  # noqa: PTH208 - of a descriptor
             return {name: datetime.fromtimestamp(info.st_mtime, UTC) for name, info in infos.items() if info}
         return {}
 
@@ -236,13 +237,7 @@ class DirectoryStore:
         parts = _parts(prefix)
         with self._errors(prefix), ExitStack() as opened, suppress(NotFound):
             *_, top = self._descend(opened, prefix, parts)
-            for path, folders, names, folder in os.fwalk(".", dir_fd=top, onerror=_unless_removed):
-                if not parts and path == "." and TEMPORARY in folders:
-                    folders.remove(TEMPORARY)
-                for name in [*names, *folders]:  # fwalk counts a link to a folder as a folder, which it does not enter
-                    info = _lstat(name, folder)
-                    if info is not None and not stat.S_ISDIR(info.st_mode):
-                        yield _Entry(prefix + f"{path}/{name}".removeprefix("./"), info)
+            yield from _entries(prefix, top, leaving=() if parts else (TEMPORARY,))
 
     @contextmanager
     def _object(self, key: str) -> Iterator[int]:
@@ -251,7 +246,7 @@ class DirectoryStore:
         with ExitStack() as opened:
             *_, folder = self._descend(opened, key, folders)
             try:
-                file = os.open(name, _OBJECT, dir_fd=folder)
+                file = open_at(name, _OBJECT, folder)
             except OSError as error:
                 if error.errno in _ABSENT:
                     raise self._not_found(key) from None
@@ -267,7 +262,7 @@ class DirectoryStore:
             folder = _keep(opened, os.open(self._root, os.O_RDONLY | os.O_DIRECTORY))
             yield folder
             for part in parts:
-                folder = _keep(opened, os.open(part, _FOLDER, dir_fd=folder))
+                folder = _keep(opened, open_at(part, _FOLDER, folder))
                 yield folder
         except OSError as error:
             if error.errno in _ABSENT:
@@ -295,15 +290,16 @@ class DirectoryStore:
 
     def _place(self, key: str, act: Callable[[int], None]) -> None:
         """Calls ``act`` with the open folder of a key, which is made if need be, and makes what it did durable."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for pause in (*PAUSES, None):
             with ExitStack() as opened:
                 try:
                     folders = self._make_folders(opened, _parts(key)[:-1])
                     act(folders[-1])
                 except OSError as error:
-                    if error.errno not in _GONE or attempt == _ATTEMPTS:
+                    if error.errno not in _GONE or pause is None:
                         raise
-                    continue  # somebody who deleted found it empty
+                    time.sleep(pause)  # somebody who deleted found it empty
+                    continue
                 _sync(folders)
                 return
 
@@ -322,7 +318,7 @@ class DirectoryStore:
         with self._errors(key), ExitStack() as opened:
             with suppress(NotFound):
                 folders.extend(self._descend(opened, key, parts))
-                info = _lstat(name, folders[-1])
+                info = lstat_at(name, folders[-1])
                 if info is not None and is_kind(info.st_mode):
                     with suppress(FileNotFoundError):  # another deleter was first
                         os.unlink(name, dir_fd=folders[-1])
@@ -425,13 +421,6 @@ def _hidden_name() -> str:
     return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}"
 
 
-def _lstat(name: str, folder: int) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:  # removed since its folder was read
-        return None
-
-
 def _read_link(path: Path) -> str | None:
     try:
         return str(path.readlink())
@@ -441,9 +430,23 @@ def _read_link(path: Path) -> str | None:
         raise
 
 
-def _unless_removed(error: OSError) -> None:
-    if error.errno not in _ABSENT:
-        raise error
+def _entries(prefix: str, folder: int, leaving: Collection[str] = ()) -> Iterator[_Entry]:
+    """Everything under an open folder but folders and what is called as in ``leaving``. Closes only what it opens."""
+    for name in os.listdir(folder):
+        info = lstat_at(name, folder)
+        if info is None or name in leaving:  # removed since the folder was read
+            continue
+        if not stat.S_ISDIR(info.st_mode):
+            yield _Entry(prefix + name, info)
+            continue
+        with ExitStack() as opened:
+            try:
+                below = _keep(opened, open_at(name, _FOLDER, folder))
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    continue
+                raise
+            yield from _entries(f"{prefix}{name}/", below)
 
 
 def _open_or_make(name: str, folder: int) -> int:
@@ -452,7 +455,7 @@ def _open_or_make(name: str, folder: int) -> int:
     with suppress(FileExistsError):
         os.mkdir(name, 0o755, dir_fd=folder)
         made = True
-    file = os.open(name, _FOLDER, dir_fd=folder)
+    file = open_at(name, _FOLDER, folder)
     if made:
         os.fchmod(file, stat.S_IMODE(os.fstat(file).st_mode) | 0o755)  # what a parent hands down (setgid) stays
     return file

@@ -60,7 +60,7 @@ class S3Server:
 @contextmanager
 def seaweedfs(directory: Path) -> Iterator[S3Server]:
     """SeaweedFS with its data and its log in ``directory``. Raises Unavailable if it does not come up."""
-    weed = _program("weed")
+    weed = program("weed")
     directory.mkdir(parents=True, exist_ok=True)
     access_key, secret_key = "packtrain", secrets.token_hex(16)
     master, volume, filer, s3 = _free_ports(4)
@@ -127,7 +127,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """The program beside this interpreter (a virtual environment need not be activated), or on PATH."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
