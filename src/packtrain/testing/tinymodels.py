@@ -408,6 +408,117 @@ def _tokenizer_config(positions: int, *, padding_side: str | None = None) -> dic
     return dict(sorted(config.items()))
 
 
+# --- a base model of another architecture ------------------------------------------------------------------
+
+RECORDED = Path(__file__).parent / "recorded"
+"""What transformers saves of tiny models of many architectures: written by tools/record_models.py."""
+
+
+def kinds() -> list[str]:
+    """What `write_model` can write."""
+    return sorted([*(path.stem for path in RECORDED.glob("*.json")), "gptq", "awq", "sentencepiece"])
+
+
+def write_model(directory: Path, kind: str, *, seed: int = 1) -> Path:
+    """An untrained model of ``kind`` with its tokenizer, its tensors those that transformers saves.
+
+    Also "gptq" and "awq", a Llama in 4 bits, and "sentencepiece", a Mistral with that kind of tokenizer.
+    """
+    source = {"gptq": "llama", "awq": "llama", "sentencepiece": "mistral"}.get(kind, kind)
+    model = json.loads((RECORDED / f"{source}.json").read_text())
+    config: dict[str, Any] = model["config"]
+    entries = {name: _Entry(dtype, tuple(shape)) for name, (dtype, shape) in model["tensors"].items()}
+    if kind in ("gptq", "awq"):
+        entries = dict(_in_four_bits(entries, kind))
+        config["quantization_config"] = _QUANTISATION[kind]
+        config["dtype"] = "float16"
+
+    def content(name: str) -> Iterable[bytes]:
+        kind = entries[name].dtype
+        if name.endswith("norm.weight"):
+            return [_ONE[kind] * entries[name].count]
+        if kind == "I32":
+            return [random.Random(f"{seed}/{name}").randbytes(entries[name].size)]
+        return _random_weights(f"{seed}/{name}", entries[name])
+
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / "model.safetensors", entries, content)
+    _write_json(directory / "config.json", config, end="\n")
+    text = config.get("text_config", config)
+    stops = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation = {"_from_model_config": True, **stops, "transformers_version": _TRANSFORMERS}
+    _write_json(directory / "generation_config.json", generation, end="\n")
+    _write_text(directory / "chat_template.jinja", CHAT_TEMPLATE)
+    if "vision_config" in config:
+        _write_json(directory / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}, end="\n")
+    _write_tokenizer(directory, kind, text["vocab_size"], text["max_position_embeddings"])
+    return directory
+
+
+def _write_tokenizer(directory: Path, kind: str, vocab: int, positions: int) -> None:
+    """As the Hub has it: Qwen's in its slow form too, sentencepiece in one file."""
+    config = _tokenizer_config(positions)
+    if kind == "sentencepiece":
+        config |= {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+        del config["backend"]
+        (directory / "tokenizer.model").write_bytes(_sentencepiece(vocab))
+        for name in ("config.json", "generation_config.json"):
+            document = json.loads((directory / name).read_text())
+            _write_json(directory / name, document | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    else:
+        tokenizer = _tokenizer(vocab)
+        _write_json(directory / "tokenizer.json", tokenizer)
+        if kind.startswith("qwen"):
+            config |= {"tokenizer_class": "Qwen2Tokenizer", "unk_token": END}
+            _write_json(directory / "vocab.json", tokenizer["model"]["vocab"])
+            merges = "".join(f"{first} {second}\n" for first, second in tokenizer["model"]["merges"])
+            _write_text(directory / "merges.txt", f"#version: 0.2\n{merges}")
+    _write_json(directory / "tokenizer_config.json", config, end="\n")
+
+
+_QUANTISATION: Mapping[str, Mapping[str, object]] = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False, "sym": True},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True},
+}
+
+
+def _in_four_bits(entries: Mapping[str, _Entry], kind: str) -> Iterator[tuple[str, _Entry]]:
+    """The tensors that GPTQModel or AutoAWQ leave in place of each matrix of the layers; groups of 16 weights."""
+    for name, entry in entries.items():
+        if ".layers." not in name or len(entry.shape) != 2:
+            yield name, _Entry("F16", entry.shape)
+            continue
+        (outputs, inputs), stem = entry.shape, name.removesuffix("weight")
+        packed = (inputs // 8, outputs) if kind == "gptq" else (inputs, outputs // 8)
+        yield f"{stem}qweight", _Entry("I32", packed)
+        yield f"{stem}qzeros", _Entry("I32", (inputs // 16, outputs // 8))
+        yield f"{stem}scales", _Entry("F16", (inputs // 16, outputs))
+        if kind == "gptq":
+            yield f"{stem}g_idx", _Entry("I32", (inputs,))
+
+
+def _sentencepiece(vocab: int) -> bytes:
+    """A sentencepiece model (BPE with byte fallback) of ``vocab`` pieces: sentencepiece_model.proto, by hand."""
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    letters = "▁etaoinsrhldcumfpgwybvkxjqzETAOINSRHLDCUMFPGWYBVKXJQZ0123456789.,?!"
+    pieces += [(letter, 1) for letter in letters][: vocab - len(pieces)]
+    body = b"".join(
+        _field(1, _field(1, text.encode()) + b"\x15" + struct.pack("<f", -number) + bytes([0x18, kind]))
+        for number, (text, kind) in enumerate(pieces)
+    )
+    trainer = b"\x18\x02" + b"\x20" + _varint(vocab) + b"\x98\x02\x01"  # model_type BPE, vocab_size, byte_fallback
+    return body + _field(2, trainer) + _field(3, _field(1, b"identity"))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of protobuf with its length."""
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
+
+
 # --- what a training leaves --------------------------------------------------------------------------------
 
 
@@ -451,9 +562,12 @@ def write_adapter(
     steps: int = 10,
     loss: float = 0.5,
     accuracy: float = 0.75,
+    dora: bool = False,
+    modules_to_save: Sequence[str] = (),
 ) -> Path:
     """What `llamafactory-cli train` with LoRA leaves: the adapter, the records of the run, a checkpoint.
 
+    With ``dora`` it has magnitudes, too; the base's own weights of ``modules_to_save`` are saved whole.
     `base_name` is what the training was told the base is (by default its path). The weights are large enough
     that a model with the adapter answers otherwise than without. As after a real run there are pickles among
     the files (training_args.bin, optimizer.pt, scheduler.pt, rng_state.pth), with nothing in them.
@@ -466,6 +580,10 @@ def write_adapter(
         stem = "base_model.model." + name.removesuffix(".weight")
         weights[f"{stem}.lora_A.weight"] = _Entry("F32", (rank, inputs))
         weights[f"{stem}.lora_B.weight"] = _Entry("F32", (outputs, rank))
+        if dora:
+            weights[f"{stem}.lora_magnitude_vector"] = _Entry("F32", (outputs,))
+    for name in _targets(entries, modules_to_save) if modules_to_save else []:
+        weights[f"base_model.model.{name}"] = _Entry(entries[name].dtype, entries[name].shape)
     run = _Run(steps=steps, loss=loss, accuracy=accuracy)
     positions = _positions(base)
 
@@ -475,6 +593,7 @@ def write_adapter(
         _write(path, weights, lambda name: _random_weights(f"{seed}/adapter/{name}", weights[name], large=True))
         path.chmod(0o600)
         config = _adapter_config(named, rank=rank, alpha=alpha or 2 * rank, targets=targets)
+        config |= {"use_dora": dora, "modules_to_save": list(modules_to_save) or None}
         _write_json(place / "adapter_config.json", config)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(base / name, place / name)
