@@ -20,6 +20,7 @@ from packtrain.wiring import Parts, open_source, wire
 if TYPE_CHECKING:
     from packtrain.flows.caching import Checked, Listing, Removed
     from packtrain.flows.catalog import Entry
+    from packtrain.flows.check import Verdict
     from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
@@ -88,6 +89,29 @@ class Client:
         self.settings: Settings = load(given, environ=os.environ, directory=_working_directory())
         self._reporter: Reporter = reporter or Silent()
         self._parts: Parts = wire(self.settings, self._reporter)
+
+    def check(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        base: str | None = None,
+        allow_code: bool = False,
+        scan: bool = False,
+    ) -> Verdict:
+        """Whether a directory could be served: its findings, those that refuse a publish included. Reads headers;
+        with ``scan`` every number of the weights."""
+        from packtrain.flows.check import check
+
+        parts = self._parts
+        return check(
+            parts.store,
+            parts.registry,
+            Path(directory),
+            base=base,
+            allow_code=allow_code,
+            every_number=scan,
+            reporter=self._reporter,
+        )
 
     def publish(
         self,

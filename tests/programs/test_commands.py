@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from packtrain.testing.stub_vllm import write_executable
+from packtrain.testing.tinymodels import write_base
 from tests.conftest import Models
 from tests.programs.conftest import Cli
 
@@ -125,6 +127,50 @@ def test_nothing_that_others_wrote_reaches_the_terminal_raw(cli: Cli, models: Mo
     assert r"eve\x1b[31m" in shown
     assert r"good\x1b[2J\nnews\r\u202e" in shown
     assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_a_check_says_what_is_wrong_and_what_to_do(cli: Cli, models: Models) -> None:
+    good = cli.run("check", models.first)
+    assert good.stdout.splitlines()[0].endswith(": merged, 9 files, 1.1 MB")
+    assert good.stdout.splitlines()[1:] == ["all is well, as far as names, headers and documents tell"]
+    assert cli.out("check", models.first, "--scan").splitlines()[1:] == ["all is well"]
+
+    broken = cli.home / "broken"
+    shutil.copytree(models.first, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    (broken / "chat_template.jinja").unlink()
+    refused = cli.run("check", broken, code=3)
+    assert ": lacks the tensor 'model.layers.2.input_layernorm.weight' and 8 more" in refused.stdout
+    assert "  warn no-chat-template: there is no chat template" in refused.stdout
+    assert refused.stdout.splitlines()[-1] == "1 refusal, 1 warning: publish would refuse it"
+    assert refused.stdout.count("    -> ") == 2
+    assert refused.stderr == ""
+    document = cli.json("check", broken, code=3)
+    assert document["refused"] is True
+    assert [finding["code"] for finding in document["findings"]] == ["tensor-missing", "no-chat-template"]
+    assert shape(document) == shape(documented("check"))
+    assert shape(document["findings"]) == shape(documented("check")["findings"])
+    cli.run("publish", broken, "--name", "llama", code=3)
+    cli.run("check", cli.home / "nothing", code=4)
+
+
+def test_a_check_of_an_adapter_asks_for_its_base(cli: Cli, models: Models) -> None:
+    def found(*arguments: str | Path, code: int = 0) -> list[tuple[str, str]]:
+        document = cli.json("check", models.adapter, *arguments, code=code)
+        return [(finding["level"], finding["code"]) for finding in document["findings"]]
+
+    assert found() == []  # its base is a folder, which a check does not read
+    assert found("--scan") == [("warn", "base-unpublished")]  # a scan does
+    cli.run("publish", models.base, "--name", "base")
+    assert found("--scan") == found("--base", "base/1") == []
+    assert found("--base", "hf:team/llama") == [("warn", "base-unpublished")]
+    other = write_base(cli.home / "other", seed=9, hidden=64, heads=2)
+    assert found("--base", other, code=3) == [("refuse", "adapter-shape")]
+    cli.run("publish", other, "--name", "other")
+    assert found("--base", "other/1", code=3) == [("refuse", "adapter-shape")]
+    again = cli.run("publish", models.adapter, "--name", "tone", "--base", "other/1", code=3)
+    assert "adapter-shape" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def packtrain(_session: Session) -> None:
 
 
 for command in (
+    checking.check,
     publishing.publish,
     publishing.export,
     publishing.adopt,

@@ -10,13 +10,16 @@ from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, 
 from packtrain.flows.hashing import hash_files
 from packtrain.flows.sources import LocalFile, NewFile
 from packtrain.model.digest import Digest
+from packtrain.model.finding import Finding
 from packtrain.model.lineage import Lineage, Parent
 from packtrain.model.manifest import FILE_NAME, MAX_BYTES, Base, Manifest
 from packtrain.model.reference import Reference
-from packtrain.model.version import BaseVersion, ModelVersion
-from packtrain.ports import Registry, Reporter
+from packtrain.model.version import BaseVersion, ModelVersion, version_prefix
+from packtrain.ports import Registry, Reporter, Store
 from packtrain.training.checkpoint import ADAPTER_CONFIG, Checkpoint, inspect
-from packtrain.training.documents import Malformed, file_size, is_folder, read_bytes
+from packtrain.training.documents import Malformed, file_size, is_folder, parse_object, read_bytes
+from packtrain.training.preflight.base import Base as BaseModules
+from packtrain.training.preflight.base import base_in, base_of
 
 _HUB = "hf:"
 
@@ -28,6 +31,18 @@ class ResolvedBase:
     base: Base | None = None
     version: BaseVersion | None = None
     given: str | None = None  # how the user called it
+
+    def finding(self, kind: str) -> Finding | None:
+        """What the owner of an adapter should know of its base, if no version holds it."""
+        if kind != "adapter" or self.version is not None:
+            return None
+        if self.base and self.base.hub:
+            what = f"its base {self.base.hub} is not a published version: every node fetches it from the Hub"
+            fix = "Publish the base and give --base NAME/1, so that all nodes have the same bytes."
+        else:
+            what = "its base is not a published version, so nodes cannot serve it yet"
+            fix = "Publish the base, then give --base NAME/1."
+        return Finding("warn", "base-unpublished", ADAPTER_CONFIG, what, fix)
 
     def for_manifest(self, kind: str) -> Base | None:
         """Only an adapter needs its base; that of a merged model is lineage."""
@@ -59,7 +74,6 @@ def resolve(checkpoint: Checkpoint, given: str | None, registry: Registry, repor
         return _local(Path(named), registry, reporter)
     if named.count("/") == 1 and not named.startswith((".", "/")):
         return ResolvedBase(Base(hub=named))
-    reporter.note(f"warning: the adapter's base {named} is not here; say what it is with --base to serve it later")
     return ResolvedBase()
 
 
@@ -71,6 +85,12 @@ def _given(text: str, registry: Registry, reporter: Reporter) -> ResolvedBase:
         return ResolvedBase(Base(hub=repository, revision=revision or None))
     if Path(text).is_dir():
         return _local(Path(text), registry, reporter)
+    version = _published(text, registry)
+    held = BaseVersion(version.name, version.number, version.digest)
+    return ResolvedBase(Base(manifest=version.digest, payload=version.payload), held)
+
+
+def _published(text: str, registry: Registry) -> ModelVersion:
     try:
         reference = Reference.parse(text)
     except UsageError as error:
@@ -81,15 +101,29 @@ def _given(text: str, registry: Registry, reporter: Reporter) -> ResolvedBase:
     version = registry.read(reference.name).state.resolve(reference)
     if version.kind != "merged":
         raise Refused(f"{version} is an adapter and cannot be a base", hint="Give the version it was trained on.")
-    held = BaseVersion(version.name, version.number, version.digest)
-    return ResolvedBase(Base(manifest=version.digest, payload=version.payload), held)
+    return version
+
+
+def modules(checkpoint: Checkpoint, given: str | None, store: Store, registry: Registry) -> BaseModules | None:
+    """What preflight can hold an adapter against: its base's modules, where they can be had without reading it."""
+    named = given or checkpoint.document(ADAPTER_CONFIG).get("base_model_name_or_path")
+    if checkpoint.kind != "adapter" or not isinstance(named, str) or named.startswith(_HUB):
+        return None
+    if is_folder(Path(named)):
+        return base_in(Path(named))
+    if given is None:
+        return None
+    version = _published(given, registry)
+    try:
+        return base_of(parse_object(store.get(f"{version_prefix(version.name, version.digest)}config.json")))
+    except Malformed:
+        return None
 
 
 def _local(directory: Path, registry: Registry, reporter: Reporter) -> ResolvedBase:
     """The identity of a base's bytes, and the version that holds them if somebody published it."""
     payload, version = _identity(directory, "base model", registry, reporter)
     if version is None:
-        reporter.note(f"warning: the base in {directory} is not published, so nodes cannot serve the adapter yet")
         return ResolvedBase(Base(payload=payload), given=str(directory))
     held = BaseVersion(version.name, version.number, version.digest)
     return ResolvedBase(Base(manifest=version.digest, payload=payload), held)

@@ -103,9 +103,11 @@ def publish_checkpoint(
     check_name(request.name)
     if request.alias:
         check_alias(request.alias)
-    findings = _preflight(checkpoint, request, reporter)
+    findings = _preflight(store, registry, checkpoint, request, reporter)
     lineage = lineage_of(checkpoint, request, reporter)
     base = bases.resolve(checkpoint, request.base, registry, reporter)
+    if (unpublished := base.finding(checkpoint.kind)) is not None:
+        findings = (*findings, _told(unpublished, reporter))
     files = files_of(checkpoint, origin)
     manifest = Manifest.of(checkpoint.kind, hash_files(files, reporter), base.for_manifest(checkpoint.kind))
     code = any(finding.code == "custom-code" for finding in findings)  # --allow-code, or it was refused
@@ -140,10 +142,13 @@ def publish_checkpoint(
     )
 
 
-def _preflight(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> tuple[Finding, ...]:
+def _preflight(
+    store: Store, registry: Registry, checkpoint: Checkpoint, request: Request, reporter: Reporter
+) -> tuple[Finding, ...]:
     for left in checkpoint.left:
         reporter.note(f"left behind: {left.path} ({left.why})")
-    findings = preflight(checkpoint, allow_code=request.allow_code)
+    modules = bases.modules(checkpoint, request.base, store, registry)
+    findings = preflight(checkpoint, allow_code=request.allow_code, base=modules)
     refusals = [finding for finding in findings if finding.level == "refuse"]
     if refusals:
         more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
@@ -152,9 +157,12 @@ def _preflight(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> 
             findings=findings,
             hint=refusals[0].fix,
         )
-    for finding in findings:
-        reporter.note(f"warning: {finding}. {finding.fix}")
-    return findings
+    return tuple(_told(finding, reporter) for finding in findings)
+
+
+def _told(warning: Finding, reporter: Reporter) -> Finding:
+    reporter.note(f"warning: {warning}. {warning.fix}")
+    return warning
 
 
 def lineage_of(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> Lineage:
