@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from packtrain.model.finding import Finding
 from packtrain.training.checkpoint import ADAPTER_WEIGHTS, INDEX
 from packtrain.training.documents import printable
-from packtrain.training.preflight.view import REEXPORT, View, listed_shards, refuse, warn
+from packtrain.training.preflight.view import REEXPORT, View, listed_shards, refuse, some, warn
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _EMPTY_EXPORT = "Export again into an empty directory."
@@ -78,20 +78,24 @@ def check_index(view: View) -> Iterator[Finding]:
         yield refuse("shard-missing", shard, "is named by the index and not in the directory", fix)
     held = {shard: {tensor.name for tensor in view.headers[shard].tensors} for shard in listed & view.headers.keys()}
     counts = Counter(name for names in held.values() for name in names)
+    promises: dict[str, set[str]] = {shard: set() for shard in listed}
+    for name, file in where.items():
+        promises[file].add(name)
     for shard, names in sorted(held.items()):
-        promised = {name for name, file in where.items() if file == shard}
+        promised = promises[shard]
         yield from _mismatch(shard, promised - names, "lacks", "that the index promises there")
-        yield from _mismatch(shard, names - where.keys(), "holds", "that the index does not name")
-        misplaced = {name for name in names & where.keys() - promised if counts[name] == 1}
+        yield from _mismatch(
+            shard, {name for name in names if name not in where}, "holds", "that the index does not name"
+        )
+        misplaced = {name for name in names - promised if name in where and counts[name] == 1}
         yield from _mismatch(shard, misplaced, "holds", "that the index places in another shard")
         twice = {name for name in names & promised if counts[name] > 1}
         yield from _mismatch(shard, twice, "holds", "that another shard holds too")
 
 
 def _mismatch(shard: str, names: Iterable[str], verb: str, contradiction: str) -> Iterator[Finding]:
-    if found := sorted(names):
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        what = f"{verb} the tensor {printable(found[0])[:200]!r}{more} {contradiction}"
+    if found := list(names):
+        what = f"{verb} the tensor {some(found)} {contradiction}"
         fix = f"The shards and the index come from two exports: {_EMPTY_EXPORT[0].lower()}{_EMPTY_EXPORT[1:]}"
         yield refuse("index-mismatch", shard, what, fix)
 
