@@ -56,7 +56,11 @@ class Locks:
     def shared(self, name: str) -> Pin:
         """Waits while somebody holds it exclusively."""
         descriptor = self._open(name)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            self._lock(descriptor, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return Pin(descriptor)
 
     @contextmanager
@@ -65,7 +69,7 @@ class Locks:
         with self.attempt(name) as (alone, descriptor):
             if not alone:
                 on_wait()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                self._lock(descriptor, fcntl.LOCK_EX)
             yield
 
     @contextmanager
@@ -73,12 +77,7 @@ class Locks:
         """Whether nobody else holds it, and then nobody does until the end of this; and its descriptor."""
         descriptor = self._open(name)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-            except BlockingIOError:
-                alone = False
-            yield alone, descriptor
+            yield self._lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), descriptor
         finally:
             os.close(descriptor)
 
@@ -109,7 +108,20 @@ class Locks:
         try:
             return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise disk_error(error, f"the cache cannot be used: {self._folder / name}") from error
+            raise self._unusable(error) from error
+
+    def _lock(self, descriptor: int, operation: int) -> bool:
+        """False if it is held and ``operation`` does not wait."""
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self._unusable(error) from error
+        return True
+
+    def _unusable(self, error: OSError) -> LocalDiskError:
+        return disk_error(error, f"the cache {self._folder.parent} cannot be used")
 
     def _require_ours(self) -> None:
         """One user's process cannot remove what another's wrote, and must not leave files that the other cannot."""
@@ -119,7 +131,7 @@ class Locks:
             self._folder.mkdir(parents=True, exist_ok=True)
             owner = self._folder.stat().st_uid
         except OSError as error:
-            raise disk_error(error, f"the cache {self._folder.parent} cannot be used") from error
+            raise self._unusable(error) from error
         if owner != os.geteuid():
             raise LocalDiskError(
                 f"the cache {self._folder.parent} is {_user(owner)}'s, and you are {_user(os.geteuid())}",

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from packtrain.cache.trees import walk
 from packtrain.errors import disk_error
 from packtrain.model.manifest import FILE_NAME, Manifest
 
@@ -71,21 +72,22 @@ class Partial:
         with self._disk(f"could not complete {target}"):
             (self.tree / FILE_NAME).write_bytes(self._manifest.encode())
             folders = []
-            for folder, _, names in os.walk(self.tree):
-                folders.append(Path(folder))
+            for folder, names in walk(self.tree):
+                folders.append(folder)
                 for name in names:
-                    (Path(folder) / name).chmod(0o444)
-            for folder_path in folders[1:]:
-                folder_path.chmod(0o555)
+                    (folder / name).chmod(0o444)
+            for folder in folders[1:]:
+                folder.chmod(0o555)
             target.parent.mkdir(parents=True, exist_ok=True)
             self.tree.rename(target)  # before its own chmod: moving a folder needs write permission on it
             target.chmod(0o555)
         self.discard()
 
     def discard(self) -> None:
-        """Leaves nothing behind."""
+        """Leaves nothing behind. What cannot be removed now is removed by the next run."""
         self.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(self.directory)
 
     def close(self) -> None:
         if self._journal >= 0:
@@ -99,10 +101,10 @@ class Partial:
     def _make_writable(self) -> None:
         """A download that was interrupted while it got its name is read-only already."""
         self.tree.mkdir(parents=True, exist_ok=True)
-        for folder, _, names in os.walk(self.tree):
-            Path(folder).chmod(0o755)
+        for folder, names in walk(self.tree):
+            folder.chmod(0o755)
             for name in names:
-                (Path(folder) / name).chmod(0o644)
+                (folder / name).chmod(0o644)
 
     def _open_journal(self) -> None:
         self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -68,11 +68,12 @@ class Cache:
 
     def snapshots(self) -> Iterator[Digest]:
         """Every snapshot that is there, trusted or not."""
-        return _digests(self.root / "snapshots")
+        return self._digests("snapshots")
 
     def holds(self, digest: Digest) -> bool:
         """Whether a snapshot is there, trusted or not."""
-        return self.path(digest).exists()
+        with self._disk(f"could not look for {self.path(digest)}"):
+            return self.path(digest).exists()
 
     def trusts(self, digest: Digest) -> bool:
         """Whether the snapshot was verified under this boot, or is known to be on the disk since."""
@@ -94,7 +95,7 @@ class Cache:
 
     def contents(self) -> Contents:
         """What takes space here. Makes nothing where no cache is."""
-        if not self.root.exists():
+        if not os.path.lexists(self.root / "locks"):
             return Contents((), self._room([]))
         with self._making_room():
             occupants = self._occupants()
@@ -159,8 +160,9 @@ class Cache:
                 return Partial(tree, manifest, self.boot)
             except LocalDiskError:
                 if not begun:  # there is nothing in it that could be continued
-                    trees.throw_away(tree, self._trash)
-                    trees.empty(self._trash)
+                    with suppress(OSError):
+                        trees.throw_away(tree, self._trash)
+                        trees.empty(self._trash)
                 raise
 
     def admit(self, digest: Digest, partial: Partial) -> Path:
@@ -204,8 +206,10 @@ class Cache:
             self._marks.distrust(digest)
             with pin.exclusively() as alone:
                 if alone and self.holds(digest):
+                    self._marks.forget(digest)
                     trees.throw_away(self.path(digest), self._trash)
-                return alone
+            trees.empty(self._trash)
+            return alone
 
     # Making room
 
@@ -259,26 +263,24 @@ class Cache:
         with self._disk(f"could not evict {digest}"), self._locks.attempt(_lock_of(occupant)) as (alone, _):
             if not alone:
                 return False
-            if occupant.trust == "unfinished":
-                trees.throw_away(self._unfinished(digest), self._trash)
-            elif self._marks.is_pinned(digest) or self._lease_left(digest) > 0:
+            download = occupant.trust == "unfinished"
+            if not download and (self._marks.is_pinned(digest) or self._lease_left(digest) > 0):
                 return False
-            else:
-                self._marks.forget(digest)  # first: a crash in between leaves nothing but a snapshot to be read back
-                trees.throw_away(self.path(digest), self._trash)
+            self._marks.forget(digest)  # first: a crash in between leaves nothing but a snapshot to be read back
+            trees.throw_away(self._unfinished(digest) if download else self.path(digest), self._trash)
         trees.empty(self._trash)
         return True
 
     @contextmanager
     def _making_room(self) -> Iterator[None]:
         """Alone in measuring, evicting and taking space."""
-        with self._locks.exclusive(_ROOM):
+        with self._locks.exclusive(_ROOM), self._disk(f"could not make room in the cache {self.root}"):
             self._sweep()
             yield
 
     def _sweep(self) -> None:
-        with self._disk("could not empty the trash"):
-            for digest in _digests(self.root / "partial"):
+        with suppress(OSError, LocalDiskError):  # what cannot be removed must not keep others from their work
+            for digest in self._digests("partial"):
                 if self.holds(digest):  # a crash right after the download got its name
                     with self._locks.attempt(f"{digest.hex}.fetch") as (alone, _):
                         if alone:
@@ -289,7 +291,7 @@ class Cache:
         """Only while making room: whether a lock is held is found by trying to take it."""
         return [
             *(self._snapshot(digest) for digest in self.snapshots()),
-            *(self._download(digest) for digest in _digests(self.root / "partial")),
+            *(self._download(digest) for digest in self._digests("partial")),
         ]
 
     def _snapshot(self, digest: Digest) -> Occupant:
@@ -329,6 +331,15 @@ class Cache:
         total, promised = disk.f_blocks * disk.f_frsize, sum(occupant.unwritten for occupant in occupants)
         return Room(self._quota.of(total), self._floor.of(total), disk.f_bavail * disk.f_frsize - promised)
 
+    def _digests(self, folder: str) -> Iterator[Digest]:
+        try:
+            names = sorted(path.name for path in (self.root / folder).iterdir())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk_error(error, f"could not list {self.root / folder}") from error
+        yield from (Digest(name) for name in names if is_hex256(name))
+
     @property
     def _trash(self) -> Path:
         return self.root / "trash"
@@ -346,10 +357,3 @@ class Cache:
 
 def _lock_of(occupant: Occupant) -> str:
     return occupant.digest.hex + (".fetch" if occupant.trust == "unfinished" else "")
-
-
-def _digests(folder: Path) -> Iterator[Digest]:
-    with suppress(FileNotFoundError):
-        for name in sorted(path.name for path in folder.iterdir()):
-            if is_hex256(name):
-                yield Digest(name)

@@ -6,7 +6,9 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from packtrain.model.retention import Inode
 
@@ -32,20 +34,25 @@ def throw_away(tree: Path, trash: Path) -> None:
 
 
 def empty(trash: Path) -> None:
-    """Removes what is in the trash, as far as it can; another process may be doing the same."""
-    if not trash.exists():
-        return
-    for tree in trash.iterdir():
-        for folder, _, _ in os.walk(tree):
-            Path(folder).chmod(0o755)
-        shutil.rmtree(tree, ignore_errors=True)
+    """Removes what is in the trash. Raises OSError."""
+    with suppress(FileNotFoundError):  # another process is removing the same, or there is no trash
+        for tree in trash.iterdir():
+            for folder, _ in walk(tree):
+                folder.chmod(0o755)
+            shutil.rmtree(tree)
+
+
+def walk(tree: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder, from the top, with the names of its files. Unlike os.walk, it raises what goes wrong."""
+    for folder, _, names in os.walk(tree, onerror=_raise):
+        yield Path(folder), names
 
 
 def sync(tree: Path) -> None:
     """Puts a tree, and its name, onto the disk. Raises OSError."""
-    for folder, _, names in os.walk(tree):
+    for folder, names in walk(tree):
         for name in [*names, "."]:
-            _sync(Path(folder) / name)
+            _sync(folder / name)
     _sync(tree.parent)
 
 
@@ -58,9 +65,12 @@ def _sync(path: Path) -> None:
 
 
 def _files(tree: Path) -> Iterator[os.stat_result]:
-    for folder, _, names in os.walk(tree):
-        for name in names:
-            try:
-                yield (Path(folder) / name).lstat()
-            except FileNotFoundError:
-                continue
+    with suppress(FileNotFoundError):
+        for folder, names in walk(tree):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    yield (folder / name).lstat()
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

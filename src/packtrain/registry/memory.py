@@ -32,7 +32,10 @@ class SeenLedgers:
 
     def names(self) -> list[str]:
         """The registered models of which something was seen."""
-        return [path.stem for path in self._directory.glob("*.events")]
+        try:
+            return [path.stem for path in self._directory.glob("*.events")]
+        except OSError:
+            return []
 
     def path(self, name: str) -> Path:
         return self._directory / f"{name}.events"
