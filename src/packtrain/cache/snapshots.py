@@ -190,14 +190,19 @@ class Cache:
 
     def settle_written(self) -> None:
         """Settles what the kernel has written by now, which takes no time: for commands that cannot wait for the
-        disk themselves. What fails is read back after a restart."""
+        disk themselves. What fails is read back after a restart.
+
+        Without pins, which would keep others from evicting: whatever was put into its place has another moment.
+        """
         for digest in self.snapshots():
             verified = self._marks.verified_since(digest)
             if verified is None or not 0 <= verified <= self._clock.monotonic() - WRITTEN:
                 continue
-            with self.pin(digest), suppress(LocalDiskError):
-                if self._marks.verified_since(digest) == verified and self.holds(digest):
-                    self.settle(digest)
+            with suppress(OSError, LocalDiskError):
+                trees.sync(self.path(digest))
+                with self._locks.attempt(_ROOM) as (alone, _):
+                    if alone and self._marks.verified_since(digest) == verified:
+                        self._marks.set_durable(digest)
 
     def discard(self, digest: Digest, pin: Pin) -> bool:
         """Takes a snapshot that is not what it should be out of the way, unless others than ``pin`` use it: then it
