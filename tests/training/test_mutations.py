@@ -56,7 +56,7 @@ def copy(good: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 def find(directory: Path, base: Path | None = None, *, scanned: bool = False) -> list[Finding]:
     checkpoint = inspect(directory)
-    findings = preflight(checkpoint, allow_code=False, base=base_in(base) if base else None)
+    findings = preflight(checkpoint, allow_code=False, base=base_in(base) if base else None, whole=scanned)
     return [*findings, *(scan(checkpoint, Silent()) if scanned else ())]
 
 
@@ -329,6 +329,17 @@ def test_tied_embeddings_saved_twice_and_equal_are_fine(copy: Callable[[str], Pa
     directory = copy("qwen2_tied")
     retensor(lambda tensors: tensors.update({HEAD: tensors[E]}))(directory)
     assert find(directory) == []
+
+
+def test_one_row_that_is_tied_and_differs_is_found_by_a_scan(copy: Callable[[str], Path]) -> None:
+    """Without a scan large tensors are compared in places: it reads no more of a large model than of a small one."""
+    directory = copy("qwen2_tied")
+    config(vocab_size=200_000)(directory)
+    embedding = zeros("BF16", 200_000, 32)
+    retensor(lambda tensors: tensors.update({E: embedding, HEAD: embedding}))(directory)
+    poke(HEAD, b"\x80\x3f")(directory)
+    assert find(directory) == []
+    assert named(find(directory, scanned=True)) == {("refuse", "tied-differ", WEIGHTS)}
 
 
 def test_buffers_that_older_releases_saved_are_passed_over(copy: Callable[[str], Path]) -> None:

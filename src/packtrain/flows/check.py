@@ -46,7 +46,7 @@ def check(
     nothing but a published base."""
     checkpoint = inspect(directory)
     modules = bases.modules(checkpoint, base, store, registry)
-    findings = [*preflight(checkpoint, allow_code=allow_code, base=modules)]
+    findings = [*preflight(checkpoint, allow_code=allow_code, base=modules, whole=every_number)]
     if every_number:
         findings += scan(checkpoint, reporter)
     if every_number or not _would_be_read(checkpoint, base):

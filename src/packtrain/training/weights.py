@@ -28,13 +28,13 @@ def read_header(path: Path) -> Header:
     return parse_header(header, size)
 
 
-def same_bytes(one: Path, one_start: int, two: Path, two_start: int, size: int) -> bool:
-    """Whether two ranges of ``size`` bytes hold the same, as far as 4 MiB spread over them tell.
+def same_bytes(one: Path, one_start: int, two: Path, two_start: int, size: int, *, whole: bool) -> bool:
+    """Whether two ranges of ``size`` bytes hold the same; if not ``whole``, as far as 4 MiB spread over them tell.
 
     Raises NotFound, LocalDiskError.
     """
     with open_regular(one) as first, open_regular(two) as second:
-        for offset in _offsets(size):
+        for offset in _offsets(size, whole):
             count = min(_BLOCK, size - offset)
             if _at(one, first.fileno(), one_start + offset, count) != _at(
                 two, second.fileno(), two_start + offset, count
@@ -43,9 +43,9 @@ def same_bytes(one: Path, one_start: int, two: Path, two_start: int, size: int) 
     return True
 
 
-def _offsets(size: int) -> Iterator[int]:
-    """Where to compare: everywhere if it is small, else at places evenly spread from the start to the end."""
-    if size <= _SAMPLES * _BLOCK:
+def _offsets(size: int, whole: bool) -> Iterator[int]:
+    """Where to compare: everywhere, or of what is not small at places evenly spread from the start to the end."""
+    if whole or size <= _SAMPLES * _BLOCK:
         yield from range(0, size, _BLOCK)
     else:
         yield from (number * (size - _BLOCK) // (_SAMPLES - 1) for number in range(_SAMPLES))

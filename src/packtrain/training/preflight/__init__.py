@@ -78,16 +78,19 @@ TENSORS: tuple[Check, ...] = (
 )
 
 
-def preflight(checkpoint: Checkpoint, *, allow_code: bool, base: Base | None = None) -> tuple[Finding, ...]:
+def preflight(
+    checkpoint: Checkpoint, *, allow_code: bool, base: Base | None = None, whole: bool = False
+) -> tuple[Finding, ...]:
     """All findings, refusals first. None that refuses means that the checkpoint may be published.
 
-    Reads documents and the headers of the safetensors files; of the tensors at most 8 MiB, to compare. ``base`` is
-    what an adapter was trained on, where it is known. Raises NotFound if a file vanished meanwhile, LocalDiskError.
+    Reads documents and the headers of the safetensors files; of tensors that must be equal 4 MiB, or all of them for
+    ``whole``. ``base`` is what an adapter was trained on, where it is known. Raises NotFound if a file vanished
+    meanwhile, LocalDiskError.
     """
-    view = look(checkpoint, allow_code=allow_code, base=base)
+    view = look(checkpoint, allow_code=allow_code, base=base, whole=whole)
     weights = _run(WEIGHTS, view)
-    whole = not any(finding.level == "refuse" for finding in [*checkpoint.findings, *weights])
-    tensors = _run(TENSORS, view) if whole else []  # against part of the weights they would say what is not so
+    complete = not any(finding.level == "refuse" for finding in [*checkpoint.findings, *weights])
+    tensors = _run(TENSORS, view) if complete else []  # against part of the weights they would say what is not so
     return in_order([*checkpoint.findings, *_run(FILES, view), *weights, *tensors])
 
 

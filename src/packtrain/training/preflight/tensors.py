@@ -195,7 +195,7 @@ def check_tied(view: View) -> Iterator[Finding]:
     folder = view.checkpoint.directory
     if tied and not (
         (one.dtype, one.shape) == (two.dtype, two.shape)
-        and same_bytes(folder / first, one.start, folder / second, two.start, one.size)
+        and same_bytes(folder / first, one.start, folder / second, two.start, one.size, whole=view.whole)
     ):
         what = f"holds an output layer {two.name!r} that differs from the embedding, and config.json ties the two"
         fix = "Set tie_word_embeddings to false in config.json if it was trained apart, or export again."

@@ -31,6 +31,7 @@ class View:
     checkpoint: Checkpoint
     allow_code: bool
     base: Base | None
+    whole: bool  # tensors that must be equal are compared whole
     headers: Mapping[str, Header]
     broken: Mapping[str, str]
     sizes: Mapping[str, int]
@@ -69,7 +70,7 @@ class View:
         }
 
 
-def look(checkpoint: Checkpoint, *, allow_code: bool, base: Base | None) -> View:
+def look(checkpoint: Checkpoint, *, allow_code: bool, base: Base | None, whole: bool) -> View:
     """Reads headers and sizes. Raises NotFound if a file vanished meanwhile, LocalDiskError."""
     headers: dict[str, Header] = {}
     broken: dict[str, str] = {}
@@ -82,7 +83,7 @@ def look(checkpoint: Checkpoint, *, allow_code: bool, base: Base | None) -> View
     sizes = {path: file_size(checkpoint.directory / path) for path in checkpoint.taken}
     there = frozenset(checkpoint.taken) | {finding.where for finding in checkpoint.findings}
     vocabulary, problem = _vocabulary(checkpoint)
-    return View(checkpoint, allow_code, base, headers, broken, sizes, there, vocabulary, problem)
+    return View(checkpoint, allow_code, base, whole, headers, broken, sizes, there, vocabulary, problem)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[Vocabulary | None, tuple[str, str] | None]:
