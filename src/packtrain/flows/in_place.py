@@ -35,13 +35,14 @@ _REMAINS = ".nfs"  # how NFS clients call a file that was removed while it was o
 
 class InPlace:
     """Opens versions where they are: as cheaply as can be (the manifest is what its digest says, and every file is
-    there with its size, and no other), or with ``verify`` byte by byte.
+    there with its size, and no other), or with ``verify`` byte by byte. Raises Refused if the store is no directory.
 
     While it is entered the leases are renewed; at its end they are removed, unless it was told to `leave` them.
     """
 
     def __init__(self, store: Store, *, verify: bool, holder: Holder, reporter: Reporter, clock: Clock) -> None:
         self.verifies = verify
+        self._root = _directory(store)
         self._store = store
         self._holder = holder
         self._reporter = reporter
@@ -63,11 +64,10 @@ class InPlace:
                 lease.remove()
 
     def open(self, version: ModelVersion) -> Path:
-        """The directory of a version, leased and checked. Raises Refused where the store is none, IntegrityError."""
-        root = _directory(self._store)
+        """The directory of a version, leased and checked. Raises IntegrityError, and Refused if it cannot be read."""
         self._take_lease(version)
         manifest = read_manifest(self._store, version)
-        path = _resolved(root, version)
+        path = _resolved(self._root, version)
         _check_sizes(path, manifest)
         if self.verifies:
             transfer.check_directory(path, manifest, self._reporter)
@@ -169,17 +169,21 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
     there = _sizes(path)
     for name, size in right.items():
         if there.get(name) != size:
-            found = "is missing" if name not in there else f"has {there[name]} bytes"
-            found = "is not a plain file" if there.get(name, 0) is None else found
             raise IntegrityError(
-                f"{path / name} {found}; the manifest says {size} bytes",
-                hint="Restore it from a backup of the store, or publish the version again.",
+                f"{path / name} {_found(there, name)}; the manifest says {size} bytes",
+                hint="Restore it from a backup of the store, or publish the same model again with --force.",
             )
     if more := sorted(there.keys() - right.keys()):
         raise IntegrityError(
             f"{path / more[0]} does not belong to the version: its manifest does not list it",
             hint="vLLM might load it. Move it away; nothing but Packtrain should write into a store.",
         )
+
+
+def _found(there: Mapping[str, int | None], name: str) -> str:
+    if name not in there:
+        return "is missing"
+    return "is not a plain file" if there[name] is None else f"has {there[name]} bytes"
 
 
 def _sizes(path: Path) -> Mapping[str, int | None]:
