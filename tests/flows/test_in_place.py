@@ -169,6 +169,18 @@ def test_the_cheap_check_finds_what_sizes_and_names_show(
     assert leases(house) == []
 
 
+@pytest.mark.parametrize("damage", [damage_missing, damage_shorter])
+def test_publishing_again_repairs_it_as_the_message_says(
+    house: House, models: Models, model: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(model)
+    with pytest.raises(IntegrityError) as caught:
+        pull(house)
+    assert "--force" in caught.value.hint
+    house.publish(models.base, force=True)
+    assert pull(house, verify=True).path == model
+
+
 def test_only_the_full_check_finds_a_flipped_bit(house: House, model: Path) -> None:
     content = bytearray((model / SHARD).read_bytes())
     content[-1] ^= 1
