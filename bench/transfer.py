@@ -67,10 +67,10 @@ def main() -> int:
 
 
 def make_model(directory: Path, megabytes: int) -> Path:
-    """A Llama of about this size in bfloat16: eight layers, hidden 1024, as many vocabulary rows as it takes."""
-    layers, hidden, intermediate = 8, 1024, 4096
-    layer_bytes = 2 * (2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * intermediate)
-    vocab = max(512, (megabytes * 1_000_000 - layers * layer_bytes) // (2 * 2 * hidden))
+    """A Llama of about this size in bfloat16, as many layers as it takes."""
+    hidden, intermediate, vocab = 1024, 4096, 4096
+    layer = 2 * (2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * intermediate)
+    layers = max(4, (megabytes * 1_000_000 - 4 * vocab * hidden) // layer)
     return write_base(
         directory,
         seed=1,

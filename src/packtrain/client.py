@@ -318,7 +318,10 @@ class Client:
         """Walks chains and manifests, and every byte if asked. Raises IntegrityError at what does not hold."""
         from packtrain.flows.verify import verify
 
-        return verify(self._parts.store, self._parts.registry, name, every_byte=every_byte, reporter=self._reporter)
+        parts = self._parts
+        return verify(
+            parts.store, parts.registry, name, every_byte=every_byte, reporter=self._reporter, clock=parts.clock
+        )
 
     def pull(
         self,

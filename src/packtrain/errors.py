@@ -67,7 +67,13 @@ class IntegrityError(PacktrainError):
 
 
 class Unavailable(PacktrainError):
-    """A store or registry that cannot be reached or keeps failing. Trying again may help."""
+    """A store or registry that cannot be reached or keeps failing. Trying again may help; ``busy`` says that it asks
+    for fewer requests, and ``retry_after`` in how many seconds, if it said so."""
+
+    def __init__(self, message: str, *, hint: str = "", busy: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.busy = busy
+        self.retry_after = retry_after
 
 
 class LocalDiskError(PacktrainError):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from packtrain.errors import PacktrainError
-from packtrain.flows import transfer
+from packtrain.flows import integrity
 from packtrain.model.manifest import FILE_NAME
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
@@ -32,7 +32,7 @@ def require_whole(node: House, source: Path) -> None:
     for name in node.registry.names():
         assert list(node.registry.read(name).state.versions) == [1]
         path = node.pull(name).path
-        transfer.check_directory(path, node.cache.manifest(node.registry.read(name).state.latest.digest), node.notes)
+        integrity.check_directory(path, node.cache.manifest(node.registry.read(name).state.latest.digest), node.notes)
         for file, data in contents(source).items():
             assert (path / file).read_bytes() == data
 

@@ -19,7 +19,9 @@ from packtrain.errors import (
     Refused,
     Unavailable,
 )
-from packtrain.flows import catalog, transfer
+from packtrain.flows import catalog, integrity
+from packtrain.flows.download import Limits, StoreSource
+from packtrain.flows.fetching import fetch
 from packtrain.flows.promote import archive, promote, roll_back
 from packtrain.flows.verify import verify
 from packtrain.model.manifest import FILE_NAME, Manifest
@@ -253,7 +255,7 @@ def test_after_a_reboot_a_snapshot_is_read_back_unless_it_is_durable(make_house:
     after = make_house(boot="boot-2")
     assert after.pull("llama").fetched > 0
     assert any("fetching it again" in note for note in after.notes.notes)
-    transfer.check_directory(path, after.cache.manifest(digest), after.notes)
+    integrity.check_directory(path, after.cache.manifest(digest), after.notes)
 
     after.cache.settle(digest)
     last = make_house(boot="boot-3")
@@ -267,7 +269,7 @@ def test_a_partial_download_goes_on_after_a_reboot_with_what_is_whole(
     node = make_house("node", boot="boot-1")
     manifest = Manifest.decode(store.objects[f"models/llama/{digest.hex}/{FILE_NAME}"])
     partial = node.cache.begin(digest, manifest, name_of=str)
-    transfer.fetch(store, f"models/llama/{digest.hex}/", manifest, partial, node.notes, node.clock)
+    fetch([StoreSource(store, f"models/llama/{digest.hex}/")], manifest, partial, Limits(), node.notes, node.clock)
     largest = max(manifest.files, key=lambda file: file.size)
     with partial.open(largest.path) as descriptor:
         os.pwrite(descriptor, b"lost", 0)
@@ -342,7 +344,10 @@ def test_two_roll_backs_at_once_go_back_once(make_house: Make, models: Models) -
 def test_verify_holds_and_then_names_what_does_not(house: House, models: Models, store: MemoryStore) -> None:
     published = house.publish(models.first)
     house.publish(models.adapter, name="adapter")
-    assert [each.name for each in verify(store, house.registry, None, every_byte=True, reporter=house.notes)] == [
+    assert [
+        each.name
+        for each in verify(store, house.registry, None, every_byte=True, reporter=house.notes, clock=house.clock)
+    ] == [
         "adapter",
         "llama",
     ]
@@ -350,14 +355,14 @@ def test_verify_holds_and_then_names_what_does_not(house: House, models: Models,
     good = store.objects[key]
 
     store.objects[key] = good[:-1] + b" "
-    verify(store, house.registry, "llama", every_byte=False, reporter=house.notes)
+    verify(store, house.registry, "llama", every_byte=False, reporter=house.notes, clock=house.clock)
     with pytest.raises(IntegrityError, match=r"config\.json"):
-        verify(store, house.registry, "llama", every_byte=True, reporter=house.notes)
+        verify(store, house.registry, "llama", every_byte=True, reporter=house.notes, clock=house.clock)
     store.objects[key] = good[:-1]
     with pytest.raises(IntegrityError, match=r"config\.json"):
-        verify(store, house.registry, "llama", every_byte=False, reporter=house.notes)
+        verify(store, house.registry, "llama", every_byte=False, reporter=house.notes, clock=house.clock)
     store.objects[key] = good
     record = next(key for key in store.objects if key.startswith("records/llama/"))
     store.objects[record] += b" "
     with pytest.raises(IntegrityError, match="lineage"):
-        verify(store, house.registry, "llama", every_byte=False, reporter=house.notes)
+        verify(store, house.registry, "llama", every_byte=False, reporter=house.notes, clock=house.clock)

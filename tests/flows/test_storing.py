@@ -31,7 +31,7 @@ def weights(store: MemoryStore) -> str:
 
 
 def require_right(house: House) -> None:
-    verify(house.store, house.registry, "llama", every_byte=True, reporter=house.notes)
+    verify(house.store, house.registry, "llama", every_byte=True, reporter=house.notes, clock=house.clock)
 
 
 def test_force_never_names_damaged_bytes(house: House, models: Models, store: MemoryStore) -> None:

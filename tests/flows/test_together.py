@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
-from packtrain.flows import transfer
+from packtrain.flows import integrity
 from packtrain.storage.directory import DirectoryStore
 from tests.conftest import Models
 from tests.flows.conftest import House
@@ -41,7 +41,7 @@ def test_publishes_at_once_give_whole_versions(
     assert told[0][1] == told[2][1] != told[1][1] == told[3][1]
     for number in versions:
         path = reader.pull(f"llama/{number}").path
-        transfer.check_directory(path, reader.cache.manifest(versions[number].digest), reader.notes)
+        integrity.check_directory(path, reader.cache.manifest(versions[number].digest), reader.notes)
 
 
 def test_many_pulls_on_one_node_download_once(make_house: Callable[..., House], models: Models, tmp_path: Path) -> None:

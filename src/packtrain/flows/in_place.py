@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 from typing import Self
 
 from packtrain.errors import IntegrityError, LocalDiskError, PacktrainError, Refused, disk_error
-from packtrain.flows import transfer
+from packtrain.flows import integrity
 from packtrain.flows.pull import Snapshot, read_manifest, resolve
 from packtrain.model.lease import Holder, Lease, lease_key
 from packtrain.model.ledger import timestamp
@@ -70,7 +70,7 @@ class InPlace:
         path = _resolved(self._root, version)
         _check_sizes(path, manifest)
         if self.verifies:
-            transfer.check_directory(path, manifest, self._reporter)
+            integrity.check_directory(path, manifest, self._reporter)
         else:
             self._reporter.note(
                 f"{version} is used where it is: its files are there with their sizes, but their bytes were not "

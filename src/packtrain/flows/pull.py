@@ -15,7 +15,9 @@ from packtrain.errors import (
     Unavailable,
     disk_error,
 )
-from packtrain.flows import transfer
+from packtrain.flows import integrity
+from packtrain.flows.download import Limits, StoreSource
+from packtrain.flows.fetching import fetch
 from packtrain.flows.naming import namer
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import Log
@@ -149,7 +151,7 @@ def _is_good(cache: Cache, version: ModelVersion, pin: Pin, reporter: Reporter) 
 
 def check_snapshot(cache: Cache, digest: Digest, reporter: Reporter) -> None:
     """Reads every byte of a snapshot and puts it onto the disk. Only under a pin. Raises IntegrityError."""
-    transfer.check_directory(cache.path(digest), cache.manifest(digest), reporter)
+    integrity.check_directory(cache.path(digest), cache.manifest(digest), reporter)
     cache.settle(digest)
 
 
@@ -181,7 +183,7 @@ def _pull_to(
                     f"{target} is not empty and does not hold {version}; nothing was written",
                     hint="Give --to a folder that does not exist yet.",
                 )
-            transfer.check_directory(target, manifest, reporter)
+            integrity.check_directory(target, manifest, reporter)
             return Snapshot(target, version, 0)
         partial = Partial(target.parent / f".{target.name}.{version.digest.short}.partial", manifest, cache.boot)
         fetched = _complete(store, version, manifest, partial, reporter, clock)
@@ -204,7 +206,7 @@ def _complete(
 ) -> int:
     """Fetches what ``partial`` lacks. After wrong bytes nothing stays; after any other failure it can go on."""
     try:
-        return transfer.fetch(store, version.prefix, manifest, partial, reporter, clock)
+        return fetch([StoreSource(store, version.prefix)], manifest, partial, Limits(), reporter, clock)
     except IntegrityError:
         partial.discard()
         raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from packtrain.errors import IntegrityError, NotFound, Refused
-from packtrain.flows import bases, catalog, transfer
+from packtrain.flows import bases, catalog, integrity
 from packtrain.flows.hashing import hash_files
 from packtrain.flows.publish import Request, lineage_of
 from packtrain.flows.sources import LocalDirectory, NewFile, files_of
@@ -103,7 +103,7 @@ def _repair(
 
 def _damaged(store: Store, version: ModelVersion, wrong: Wrong, reporter: Reporter) -> list[FileEntry]:
     """What was sent, read once more; the rest was read and right a moment ago."""
-    return transfer.find_damaged(store, version.prefix, wrong.all, reporter)
+    return integrity.find_damaged(store, version.prefix, wrong.all, reporter)
 
 
 def _manifest(store: Store, version: ModelVersion, entries: Sequence[FileEntry], made: _Made) -> Manifest:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from threading import Lock
 
 from packtrain.errors import AlreadyExists, Unavailable
-from packtrain.flows import transfer
+from packtrain.flows import integrity
 from packtrain.flows.hashing import checked_body
 from packtrain.flows.sources import NewFile
 from packtrain.flows.workers import Halt, run_all
@@ -77,7 +77,7 @@ def find_wrong(store: Store, prefix: str, manifest: Manifest, reporter: Reporter
     lacking = find_lacking(store, prefix, manifest)
     absent = {entry.path for entry in lacking}
     there = [entry for entry in manifest.files if entry.path not in absent]
-    damaged = transfer.find_damaged(store, prefix, there, reporter)
+    damaged = integrity.find_damaged(store, prefix, there, reporter)
     for entry in damaged:
         reporter.note(f"damaged in the store: {entry.path}")
     return Wrong(tuple(lacking), tuple(damaged))
@@ -159,7 +159,7 @@ def _copied(
     url = file.source.url
     if url is None or not store.copy_from(url, prefix + entry.path, entry.size, advance):
         return False
-    if not file.source.tagged and not transfer.is_whole(store, prefix, entry, halt):
+    if not file.source.tagged and not integrity.is_whole(store, prefix, entry, halt):
         raise file.source.changed()
     return True
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packtrain.errors import IntegrityError, NotFound
-from packtrain.flows import transfer
+from packtrain.flows import integrity
 from packtrain.flows.catalog import read_lineage
 from packtrain.flows.pull import read_manifest
 from packtrain.model.reference import check_name
 from packtrain.model.version import ModelVersion, how_to_mend
-from packtrain.ports import Registry, Reporter, Store
+from packtrain.ports import Clock, Registry, Reporter, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +24,32 @@ class Verified:
 
 
 def verify(
-    store: Store, registry: Registry, name: str | None, *, every_byte: bool, reporter: Reporter
+    store: Store, registry: Registry, name: str | None, *, every_byte: bool, reporter: Reporter, clock: Clock
 ) -> list[Verified]:
     """Walks the chain, the records and the manifests of one model or of all, and every byte if asked.
 
     Raises IntegrityError naming the first thing that does not hold. Archived versions are not asked for their bytes.
     """
     return [
-        _verify_model(store, registry, each, every_byte, reporter)
+        _verify_model(store, registry, each, every_byte, reporter, clock)
         for each in ([check_name(name)] if name else registry.names())
     ]
 
 
-def _verify_model(store: Store, registry: Registry, name: str, every_byte: bool, reporter: Reporter) -> Verified:
+def _verify_model(
+    store: Store, registry: Registry, name: str, every_byte: bool, reporter: Reporter, clock: Clock
+) -> Verified:
     log = registry.audit(name)
     if not log.events:
         raise NotFound(f"there is no registered model {name}", hint="packtrain models lists what exists.")
     live = [version for version in log.state.versions.values() if not version.archived]
     for version in live:
-        _verify_version(store, version, every_byte, reporter)
+        _verify_version(store, version, every_byte, reporter, clock)
     total = sum(version.size for version in live) if every_byte else 0
     return Verified(name, events=len(log.events), versions=len(live), bytes_read=total)
 
 
-def _verify_version(store: Store, version: ModelVersion, every_byte: bool, reporter: Reporter) -> None:
+def _verify_version(store: Store, version: ModelVersion, every_byte: bool, reporter: Reporter, clock: Clock) -> None:
     manifest = read_manifest(store, version)
     if manifest.payload != version.payload or manifest.kind != version.kind or manifest.size != version.size:
         raise IntegrityError(f"{version} is registered as something other than its manifest says")
@@ -68,4 +70,4 @@ def _verify_version(store: Store, version: ModelVersion, every_byte: bool, repor
         ) from error
     if every_byte:
         reporter.note(f"reading every byte of {version}")
-        transfer.check_stored(store, version.prefix, manifest, reporter)
+        integrity.check_stored(store, version.prefix, manifest, reporter, clock)

@@ -29,7 +29,7 @@ from packtrain.errors import (
     Unavailable,
     disk_error,
 )
-from packtrain.flows import transfer
+from packtrain.flows import integrity
 from packtrain.flows.promote import promote
 from packtrain.flows.publish import Request, publish
 from packtrain.flows.pull import read_manifest
@@ -217,7 +217,7 @@ class _Watcher:
     def _remove(self, export: Path, look: Look, version: ModelVersion) -> Iterator[Happened]:
         self._reporter.note(f"reading {version} back from the store before {export} is removed")
         manifest = read_manifest(self._store, version)
-        transfer.check_stored(self._store, version.prefix, manifest, self._reporter)
+        integrity.check_stored(self._store, version.prefix, manifest, self._reporter, self._clock)
         published = {file.path for file in manifest.files if not file.generated}
         taken = set(inspect(export).taken)
         if Look.at(export) != look or taken != published:

@@ -7,11 +7,14 @@ to check. Every request fails when the server is silent for ``stall`` seconds.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from http.client import HTTPException
+from socket import gaierror
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
@@ -22,6 +25,7 @@ from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, U
 from packtrain.ports import ObjectInfo
 from packtrain.storage.aws import s3_config
 from packtrain.storage.threads import hand_over, interruptible
+from packtrain.storage.wire import Rejected, Wire
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -37,11 +41,12 @@ PIECE = 128 << 10  # bytes that `read` gives at once, at least
 COPY = 5 * 10**9  # bytes that S3 copies in one call, at most
 
 STALL = 30.0  # seconds without a byte after which a request has failed; for twice that long it is repeated
+_SIGNED_FOR = timedelta(hours=1)  # of a URL: for one request, which begins at once
 SENDING = 4  # an answer comes only after a part was sent, so a sender waits this many times longer
 
 # A creation may be repeated only after a failure that says that it was not done.
 _NOT_DONE = ("ConditionalRequestConflict", "<Code>SlowDown</Code>", "kind: Connect")
-PAUSES = (0.1, 0.4, 1.6)  # seconds before each repetition
+PAUSES = (0.1, 0.4, 1.6)  # seconds before each repetition of a creation or of what is left of a read
 
 
 class ObjectStore:
@@ -52,10 +57,21 @@ class ObjectStore:
     """
 
     def __init__(
-        self, url: str, endpoint: str, *, reader: S3Store, writer: S3Store, creator: S3Store, copier: S3Store
+        self,
+        url: str,
+        endpoint: str,
+        *,
+        reader: S3Store,
+        writer: S3Store,
+        creator: S3Store,
+        copier: S3Store,
+        wire: Wire,
+        signs: bool,
     ) -> None:
         self._url = url
         self._endpoint = endpoint
+        self._wire = wire
+        self._signs = signs
         self._reader = reader
         self._writer = writer
         self._creator = creator
@@ -72,23 +88,45 @@ class ObjectStore:
     def get(self, key: str) -> bytes:
         return self._ask(key, lambda: bytes(obstore.get(self._reader, key).bytes()))
 
-    def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:  # noqa: ARG002
+    def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         if length == 0:
             if self.head(key) is None:
                 raise self._not_found(key)
             return
-        span = (start, start + length)
-        answer = self._ask(key, lambda: obstore.get(self._reader, key, options={"range": span}))
-        pieces = answer.stream(min_chunk_size=PIECE)
+        pauses = iter(PAUSES)
+        while length:
+            try:
+                for piece in self._piecewise(key, start, length, buffer):
+                    start, length = start + len(piece), length - len(piece)
+                    yield piece
+            except Unavailable as error:
+                pause = next(pauses, None)
+                if pause is None or error.busy:
+                    raise
+                time.sleep(pause)
+
+    def _piecewise(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """One request."""
+        pieces = self._pieces(key, start, length, buffer)
         left = length
         while (piece := self._ask(key, lambda: next(pieces, None))) is not None:
             left -= len(piece)
-            yield memoryview(piece)
+            yield piece
         if left:
             raise Unavailable(
                 f"{self.locate(key)} gave {length - left} of {length} bytes from {start}",
-                hint="Something other than Packtrain changed it; `packtrain verify --bytes` finds the damage.",
+                hint="Try again. If it stays, something other than Packtrain changed it: `packtrain verify --bytes` "
+                "finds the damage.",
             )
+
+    def _pieces(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """Signed anew for each request, so neither a URL nor the session token behind it is ever used when old.
+        What cannot be signed (a public bucket, read without credentials) goes the slower way."""
+        if self._signs:
+            url = self._ask(key, lambda: obstore.sign(self._reader, "GET", key, expires_in=_SIGNED_FOR))
+            return self._wire.read(url, start, length, buffer)
+        answer = self._ask(key, lambda: obstore.get(self._reader, key, options={"range": (start, start + length)}))
+        return map(memoryview, answer.stream(min_chunk_size=PIECE))
 
     def create(self, key: str, data: bytes) -> None:
         for pause in (*PAUSES, None):
@@ -163,7 +201,7 @@ class ObjectStore:
         """Turns obstore's errors, which include FileNotFoundError, into ours."""
         try:
             yield
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, HTTPException, Rejected) as error:
             raise self._explain(error, key) from error
 
     def _explain(self, error: Exception, key: str) -> PacktrainError:
@@ -178,7 +216,7 @@ class ObjectStore:
                 f"there is no bucket for {self._url} at {self._endpoint}",
                 hint="Create the bucket, or correct its name, AWS_ENDPOINT_URL or AWS_REGION.",
             )
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or (isinstance(error, Rejected) and error.status == 404):
             return self._not_found(key)
         if isinstance(error, AlreadyExistsError) and code != "ConditionalRequestConflict":
             return AlreadyExists(f"{place} is there already")
@@ -200,8 +238,9 @@ class ObjectStore:
             return Unavailable(
                 f"{place}: the server sends us elsewhere", hint="The bucket is in another region. Set AWS_REGION to it."
             )
-        if "kind: Connect" in text or "kind: Timeout" in text or "dns error" in text:
-            did = "did not answer in time" if "kind: Timeout" in text else "cannot be reached"
+        late = "kind: Timeout" in text or isinstance(error, TimeoutError)
+        if late or "kind: Connect" in text or "dns error" in text or isinstance(error, (ConnectionError, gaierror)):
+            did = "did not answer in time" if late else "cannot be reached"
             return Unavailable(
                 f"{place}: {self._endpoint} {did}",
                 hint="Check AWS_ENDPOINT_URL, the network and proxies, and that the server runs; then try again.",
@@ -209,6 +248,8 @@ class ObjectStore:
         return Unavailable(
             f"{place}: {answer or text.partition('Debug source')[0].strip()}",
             hint=f"Try again. If it stays, look at the logs of {self._endpoint}.",
+            busy=status.startswith(("429", "503")) or code == "SlowDown",
+            retry_after=error.retry_after if isinstance(error, Rejected) else None,
         )
 
 
@@ -241,6 +282,8 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
         writer=connect(stall * SENDING, retries=5),
         creator=connect(stall, retries=0),
         copier=connect(stall * SENDING, retries=5, below=""),
+        wire=Wire(stall=stall),
+        signs=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() not in ("1", "true", "yes", "on", "y", "t"),
     )
 
 

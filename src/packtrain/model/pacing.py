@@ -1,0 +1,81 @@
+"""How many requests at once, and how long: found out from what the wire gives, so that nobody has to set it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+START = 8  # requests at once, to begin with
+GAIN = 1.08  # a wider stream must give this much more to be worth it
+LOSS = 0.97  # a narrower one must give this much still
+HOLD = 8  # windows until the next try
+SHORTEST = 4 << 20  # bytes of a request, unless less is missing: one full chunk
+LONGEST = 64 << 20
+OVERHEAD = 20  # a request shall take this many times as long as its first byte
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A width that must prove itself against the one before it, which gave ``rate``."""
+
+    before: int
+    rate: float
+
+
+class Pace:
+    """Widens as long as that makes the stream faster, then holds, and now and then tries a wider or a narrower one.
+
+    At first it doubles with each window, so that a wire of any length is full within some round trips; when a server
+    asks for fewer requests it halves at once.
+    """
+
+    def __init__(self, *, most: int) -> None:
+        self._most = max(1, most)
+        self.width = min(START, self._most)
+        self._trial: _Trial | None = _Trial(self.width, 0.0)
+        self._growth = 2.0
+        self._rate = 0.0  # of the windows since the last trial, smoothed
+        self._hold = 0
+        self._narrow_next = False
+
+    def observe(self, rate: float) -> None:
+        """What a window at the present width gave, in bytes a second."""
+        trial = self._trial
+        if trial is None:
+            self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
+            self._hold -= 1
+            if self._hold <= 0:
+                self._try_another()
+        elif self.width >= trial.before and rate > trial.rate * GAIN and self.width < self._most:
+            self._try(max(self.width + 1, int(self.width * self._growth)), rate)
+        else:
+            if rate < trial.rate * (GAIN if self.width > trial.before else LOSS):
+                self.width = trial.before
+            self._settle(HOLD)
+
+    def slow_down(self) -> None:
+        """The server asks for fewer requests."""
+        self.width = max(1, self.width // 2)
+        self._settle(4 * HOLD)
+
+    def request_length(self, missing: int, *, rate: float, latency: float) -> int:
+        """Bytes of the next request, when ``missing`` are still to be asked for.
+
+        Long enough that waiting for the first byte (``latency`` seconds) is little beside the rest at the ``rate`` of
+        the whole stream, and short enough that all requests at the end end together.
+        """
+        alone = rate / self.width
+        long = max(4 * SHORTEST, int(alone * latency * OVERHEAD))
+        fair = missing // (2 * self.width)
+        return max(SHORTEST, min(long, fair, LONGEST))
+
+    def _try(self, width: int, rate: float) -> None:
+        self._trial = _Trial(self.width, rate)
+        self.width = max(1, min(self._most, width))
+
+    def _try_another(self) -> None:
+        width = int(self.width / 1.5) if self._narrow_next else max(self.width + 1, int(self.width * 1.5))
+        self._narrow_next = not self._narrow_next
+        self._try(width, self._rate)
+
+    def _settle(self, hold: int) -> None:
+        self._trial, self._hold, self._growth, self._rate = None, hold, 1.5, 0.0

@@ -1,0 +1,146 @@
+"""Ranges of objects over HTTP, straight into the caller's buffer.
+
+obstore gives every piece of a body in fresh memory, and the page faults of that cost more than hashing and writing it.
+A signed URL read into one reused buffer costs none of them (docs/performance.md), so this is the way of the bytes of
+models; everything else goes through obstore.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import weakref
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from threading import Lock
+from urllib.parse import SplitResult, unquote, urlsplit
+
+_ERROR_BYTES = 16 << 10  # of an error's body: enough for S3's XML
+_IDLE = 64  # connections that are kept for the next request
+
+
+class Rejected(Exception):
+    """The server answered, and not with the bytes. ``retry_after`` in seconds, if it says when to come back."""
+
+    def __init__(self, status: int, reason: str, body: str, retry_after: float | None) -> None:
+        super().__init__(f"non-2xx status code: {status} {reason}\n{body}")
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Wire:
+    """The connections to one server, kept and used again by any number of threads.
+
+    A request fails when nothing comes for ``stall`` seconds. Proxies are those of HTTP_PROXY, HTTPS_PROXY and
+    NO_PROXY, and trust is that of SSL_CERT_FILE or the system, as for obstore.
+    """
+
+    def __init__(self, *, stall: float) -> None:
+        self._stall = stall
+        self._trust: ssl.SSLContext | None = None
+        self._idle: list[HTTPConnection] = []
+        self._lock = Lock()
+        weakref.finalize(self, _close, self._idle)
+
+    def read(self, url: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes ``[start, start + length)`` of what ``url`` names, as views of ``buffer``; ``length`` > 0.
+
+        Ends early where the body does. Raises Rejected, OSError, HTTPException.
+        """
+        connection, response = self._request(urlsplit(url), f"bytes={start}-{start + length - 1}")
+        whole = False
+        try:
+            if response.status != 206 and not (response.status == 200 and start == 0 and response.length == length):
+                raise _rejected(response)
+            if not response.getheader("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
+                raise HTTPException("the server answers with another range than it was asked for")
+            left = length
+            while left and (count := response.readinto(buffer[: min(left, len(buffer))])):
+                left -= count
+                yield buffer[:count]
+            whole = response.isclosed() and not response.will_close  # the server may send less, never more, unread
+        finally:
+            if whole:
+                self._keep(connection)
+            else:
+                response.close()  # it keeps the socket when the server is going to close the connection
+                connection.close()
+
+    def _request(self, url: SplitResult, span: str) -> tuple[HTTPConnection, HTTPResponse]:
+        while (kept := self._kept()) is not None:
+            with suppress(OSError, HTTPException):  # the server may have closed it meanwhile
+                return kept, _ask(kept, url, span)
+            kept.close()
+        new = self._connection(url)
+        try:
+            return new, _ask(new, url, span)
+        except BaseException:
+            new.close()
+            raise
+
+    def _connection(self, url: SplitResult) -> HTTPConnection:
+        proxy = _proxy(url)
+        if url.scheme == "https":
+            if self._trust is None:
+                self._trust = ssl.create_default_context()
+            host = proxy or url
+            secure = HTTPSConnection(host.hostname or "", host.port, timeout=self._stall, context=self._trust)
+            if proxy:
+                secure.set_tunnel(url.hostname or "", url.port, _authorization(proxy))
+            return secure
+        host = proxy or url
+        return HTTPConnection(host.hostname or "", host.port, timeout=self._stall)
+
+    def _kept(self) -> HTTPConnection | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _keep(self, connection: HTTPConnection) -> None:
+        with self._lock:
+            if len(self._idle) < _IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _close(connections: list[HTTPConnection]) -> None:
+    for connection in connections:
+        connection.close()
+
+
+def _ask(connection: HTTPConnection, url: SplitResult, span: str) -> HTTPResponse:
+    target = f"{url.path}?{url.query}" if url.query else url.path
+    headers = {"Host": url.netloc, "Range": span, "Accept-Encoding": "identity"}
+    if url.scheme == "http" and (proxy := _proxy(url)):
+        target = f"http://{url.netloc}{target}"
+        headers |= _authorization(proxy)
+    connection.request("GET", target, headers=headers)
+    return connection.getresponse()
+
+
+def _proxy(url: SplitResult) -> SplitResult | None:
+    """What stands between us and the server, by the environment variables that everybody uses."""
+    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    proxies = getproxies_environment()
+    chosen = proxies.get(url.scheme) or proxies.get("all")
+    if not chosen or proxy_bypass(url.netloc):
+        return None
+    return urlsplit(chosen if "://" in chosen else f"http://{chosen}")
+
+
+def _authorization(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    secret = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {b64encode(secret.encode()).decode()}"}
+
+
+def _rejected(response: HTTPResponse) -> Rejected:
+    body = response.read(_ERROR_BYTES).decode(errors="replace")
+    after = response.getheader("Retry-After", "")
+    return Rejected(response.status, response.reason, body, float(after) if after.isdecimal() else None)

@@ -1,0 +1,279 @@
+"""A download, with sources that stall, trickle, lie, stop in the middle and come back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, Unavailable, disk_error
+from packtrain.flows.download import ATTEMPTS, Limits, Source, download
+from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.wiring import SystemClock
+
+CHUNK = 64 << 10
+FILES = {"a.safetensors": 40, "b.safetensors": 25, "c.json": 1}  # chunks
+DATA = {path: os.urandom(count * CHUNK - 7) for path, count in FILES.items()}
+
+
+def entry(path: str, data: bytes) -> FileEntry:
+    pieces = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
+    return FileEntry(path, len(data), "a" * 64, tuple(Chunk(len(p), blake3(p).hexdigest()) for p in pieces))
+
+
+MANIFEST = Manifest.of("merged", [entry(path, data) for path, data in DATA.items()])
+COUNT = sum(FILES.values())
+Behaviour = Callable[["Script", str, int, memoryview], memoryview]
+
+
+class Script:
+    """A source of ``DATA`` that does what a test says before it gives a piece."""
+
+    def __init__(self, name: str = "store", behaviour: Behaviour = lambda _s, _p, _o, piece: piece) -> None:
+        self.name = name
+        self.remedy = "ask somebody"
+        self.behaviour = behaviour
+        self.requests: list[tuple[str, int, int]] = []
+        self.lock = threading.Lock()
+        self.given = 0
+
+    def read(self, path: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        with self.lock:
+            self.requests.append((path, start, length))
+        step = min(len(buffer), 16 << 10)
+        for offset in range(start, start + length, step):
+            count = min(step, start + length - offset)
+            buffer[:count] = DATA[path][offset : offset + count]
+            piece = self.behaviour(self, path, offset, buffer[:count])
+            with self.lock:
+                self.given += count
+            yield piece
+
+
+class Folder:
+    """A sink of files in a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.finished: list[int] = []
+        for path, data in DATA.items():
+            (root / path).write_bytes(bytes(len(data)))
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[int]:
+        descriptor = os.open(self.root / path, os.O_RDWR)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def finish(self, index: int) -> None:
+        self.finished.append(index)
+
+
+class Told:
+    """What the user was told."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.notes: list[str] = []
+        self.lock = threading.Lock()
+
+    def begin(self, what: str, total: int) -> None: ...
+    def end(self) -> None: ...
+
+    def advance(self, count: int) -> None:
+        with self.lock:
+            self.done += count
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Hasty(SystemClock):
+    """Real time, but nobody sleeps for long."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        super().sleep(min(seconds, 0.002))
+
+
+def fetch(
+    root: Path, *sources: Source, finished: set[int] | None = None, limits: Limits | None = None
+) -> tuple[Folder, Told, Hasty]:
+    sink, told, clock = Folder(root), Told(), Hasty()
+    done = finished or set()
+    download(sources, MANIFEST, done, sink, what="fetching", limits=limits or Limits(), reporter=told, clock=clock)
+    assert sorted(sink.finished) == sorted(set(range(COUNT)) - done), "each chunk is finished once"
+    if not done:
+        assert {path: (root / path).read_bytes() for path in DATA} == DATA
+    return sink, told, clock
+
+
+def test_everything_arrives_and_is_counted_once(tmp_path: Path) -> None:
+    source = Script()
+    _, told, _ = fetch(tmp_path, source)
+    assert told.done == sum(map(len, DATA.values())) == source.given
+    assert not told.notes
+
+
+def test_only_what_is_missing_is_asked_for(tmp_path: Path) -> None:
+    source = Script()
+    finished = set(range(COUNT)) - {3, 4, 40}
+    fetch(tmp_path, source, finished=finished)
+    assert sorted(source.requests) == [("a.safetensors", 3 * CHUNK, 2 * CHUNK), ("b.safetensors", 0, CHUNK)]
+
+
+def test_nothing_is_missing(tmp_path: Path) -> None:
+    source = Script()
+    fetch(tmp_path, source, finished=set(range(COUNT)))
+    assert source.requests == []
+
+
+def test_a_source_that_stops_now_and_then(tmp_path: Path) -> None:
+    def stops(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        if script.given // (7 * CHUNK) > len(troubles):
+            troubles.append(offset)
+            raise Unavailable("reset by peer")
+        return piece
+
+    troubles: list[int] = []
+    _, told, clock = fetch(tmp_path, Script(behaviour=stops))
+    assert len(troubles) > 3
+    assert told.done == sum(map(len, DATA.values())), "what was fetched twice is counted once"
+    assert clock.slept, "it is not asked again at once"
+
+
+def test_a_source_that_is_gone_is_given_up(tmp_path: Path) -> None:
+    def gone(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        raise Unavailable("cannot be reached", hint="check the network")
+
+    source = Script(behaviour=gone)
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        fetch(tmp_path, source)
+    assert ATTEMPTS <= len(source.requests) <= ATTEMPTS * 8
+
+
+def test_a_server_says_when_to_come_back(tmp_path: Path) -> None:
+    def busy(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        if len(script.requests) == 1:
+            raise Unavailable("SlowDown", busy=True, retry_after=17.0)
+        return piece
+
+    _, _, clock = fetch(tmp_path, Script(behaviour=busy))
+    assert max(clock.slept) > 16
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_wrong_bytes_are_never_kept_and_their_source_is_named(tmp_path: Path, other: bool) -> None:
+    def lies(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        if offset <= 20 * CHUNK < offset + len(piece):
+            piece[0] ^= 1
+        return piece
+
+    liar, honest = Script("liar", lies), Script("honest")
+    if other:
+        _, told, _ = fetch(tmp_path, liar, honest)
+        assert len(told.notes) == 1
+        assert "liar" in told.notes[0] and ".safetensors" in told.notes[0]
+        return
+    sink = Folder(tmp_path)
+    with pytest.raises(IntegrityError, match=r"\.safetensors in liar is not what"):
+        download([liar], MANIFEST, set(), sink, what="", limits=Limits(), reporter=Told(), clock=Hasty())
+    assert not {20, 60} & set(sink.finished)
+
+
+@pytest.mark.parametrize("error", [NotFound("no such file"), Refused("403")])
+def test_a_source_without_the_file_is_left_for_the_next(tmp_path: Path, error: Exception) -> None:
+    def lacks(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        raise error
+
+    _, told, _ = fetch(tmp_path, Script("peer", lacks), Script("store"))
+    assert "peer is not used any more" in told.notes[0]
+    kind = IntegrityError if isinstance(error, NotFound) else Refused
+    with pytest.raises(kind):
+        fetch(tmp_path, Script("peer", lacks))
+
+
+def test_a_request_that_hangs_is_made_once_more(tmp_path: Path) -> None:
+    """And what it would write when it wakes up is not written."""
+
+    def hangs(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        with script.lock:
+            first, hung[0] = not hung[0] and offset == 30 * CHUNK, hung[0] or offset == 30 * CHUNK
+        if first:
+            release.wait(60)
+            piece[:] = bytes(len(piece))  # and it lies, too
+            woke.set()
+        return piece
+
+    hung = [False]
+    release, woke = threading.Event(), threading.Event()
+    _, told, _ = fetch(tmp_path, Script(behaviour=hangs))
+    assert hung[0] and told.done == sum(map(len, DATA.values()))
+    release.set()
+    assert woke.wait(30)
+    for thread in threading.enumerate():
+        if thread.name == "download":
+            thread.join(30)
+    assert {path: (tmp_path / path).read_bytes() for path in DATA} == DATA
+
+
+def test_the_end_of_a_long_run_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slow request at the end does not keep the others idle: they take its last chunks."""
+
+    def slow(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        if path == "a.safetensors":
+            slow_one[0] = slow_one[0] or threading.current_thread()
+            if threading.current_thread() is slow_one[0]:
+                time.sleep(0.02)
+        return piece
+
+    monkeypatch.setattr("packtrain.flows.download.LATE", 0.1)
+    slow_one: list[threading.Thread | None] = [None]
+    source = Script(behaviour=slow)
+    fetch(tmp_path, source)
+    assert len({start for path, start, _ in source.requests if path == "a.safetensors"}) > 1
+
+
+def test_a_failing_disk_ends_it(tmp_path: Path) -> None:
+    class Full(Folder):
+        def finish(self, index: int) -> None:
+            raise disk_error(OSError(errno.ENOSPC, "No space left on device"), "could not note it")
+
+    with pytest.raises(LocalDiskError, match="No space"):
+        download([Script()], MANIFEST, set(), Full(tmp_path), what="", limits=Limits(), reporter=Told(), clock=Hasty())
+
+
+def test_bandwidth_is_kept(tmp_path: Path) -> None:
+    size = sum(map(len, DATA.values()))
+    _, _, clock = fetch(tmp_path, Script(), limits=Limits(bandwidth=size))
+    assert max(clock.slept) > 0.5, "the last byte may come only after about a second"
+
+
+def test_no_more_at_once_than_memory_allows(tmp_path: Path) -> None:
+    at_once, most = [0], [0]
+
+    class Counting(Script):
+        def read(self, path: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+            with self.lock:
+                at_once[0] += 1
+                most[0] = max(most[0], at_once[0])
+            try:
+                yield from super().read(path, start, length, buffer)
+            finally:
+                with self.lock:
+                    at_once[0] -= 1
+
+    fetch(tmp_path, Counting(), limits=Limits(memory=2 << 20))
+    assert most[0] <= 2

@@ -1,0 +1,76 @@
+"""How wide a download becomes on wires of different kinds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from packtrain.model.pacing import LONGEST, SHORTEST, Pace
+
+MB = 1_000_000
+
+
+def settle(pace: Pace, wire: Callable[[int], float], windows: int) -> list[int]:
+    """The width after each window."""
+    widths = []
+    for _ in range(windows):
+        pace.observe(wire(pace.width))
+        widths.append(pace.width)
+    return widths
+
+
+def test_a_long_wire_is_full_within_a_few_windows() -> None:
+    pace = Pace(most=32)
+    widths = settle(pace, lambda width: min(width * 10.0, 240.0) * MB, 4)
+    assert widths[:2] == [16, 32]
+    later = settle(pace, lambda width: min(width * 10.0, 240.0) * MB, 100)
+    assert sum(min(width * 10.0, 240.0) for width in later) / len(later) > 0.98 * 240
+
+
+def test_a_wire_that_gives_no_more_is_not_crowded() -> None:
+    pace = Pace(most=32)
+    widths = settle(pace, lambda _: 100.0 * MB, 100)
+    assert sum(widths) / len(widths) < 12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_does_not_make_it_run_away(seed: int) -> None:
+    choose = random.Random(seed)
+    pace = Pace(most=64)
+    widths = settle(pace, lambda _: choose.uniform(0.9, 1.1) * 100 * MB, 300)
+    assert sum(widths) / len(widths) < 32
+
+
+def test_it_finds_out_later_that_there_is_room() -> None:
+    pace = Pace(most=64)
+    settle(pace, lambda _: 50.0 * MB, 20)
+    assert max(settle(pace, lambda width: width * 10.0 * MB, 30)) == 64
+
+
+def test_it_halves_when_asked_and_does_not_come_back_at_once() -> None:
+    pace = Pace(most=32)
+    settle(pace, lambda width: width * 10.0 * MB, 3)
+    assert pace.width == 32
+    pace.slow_down()
+    pace.slow_down()
+    assert settle(pace, lambda width: width * 10.0 * MB, 10) == [8] * 10
+    for _ in range(10):
+        pace.slow_down()
+    assert pace.width == 1
+
+
+def test_never_more_than_may_be() -> None:
+    assert Pace(most=3).width == 3
+    assert max(settle(Pace(most=5), lambda width: width * 1.0 * MB, 50)) == 5
+
+
+def test_requests_are_long_on_a_long_wire_and_short_at_the_end() -> None:
+    pace = Pace(most=8)
+    gigabytes = 4_000 * MB
+    assert pace.request_length(gigabytes, rate=100 * MB, latency=0.001) == 4 * SHORTEST
+    assert pace.request_length(gigabytes, rate=400 * MB, latency=0.05) == 50 * MB
+    assert pace.request_length(gigabytes, rate=800 * MB, latency=0.2) == LONGEST
+    assert pace.request_length(160 * MB, rate=800 * MB, latency=0.2) == 10 * MB
+    assert pace.request_length(0, rate=800 * MB, latency=0.2) == SHORTEST
