@@ -30,7 +30,7 @@ def mend(house: House, directory: Path, name: str = "llama", **options: object) 
 
 
 def require_right(house: House, name: str = "llama") -> None:
-    verify(house.store, house.registry, name, every_byte=True, reporter=house.notes)
+    verify(house.store, house.registry, name, every_byte=True, reporter=house.notes, clock=house.clock)
 
 
 def flip(store: MemoryStore, key: str) -> None:
