@@ -65,7 +65,7 @@ def test_shared_files_count_once() -> None:
 
 def test_in_words() -> None:
     assert str(Holds()) == ""
-    assert str(Holds(in_use=True, lease=61.0, pinned=True)) == "in use, pinned, leased for 2 min"
+    assert str(Holds(in_use=True, lease=110.0, pinned=True)) == "in use, pinned, leased for 2 min"
     assert str(Holds(lease=3 * 24 * 3600.0)) == "leased for 72 h"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def own_sizes(occupants: Sequence[Occupant]) -> list[int]:
 
 
 def _duration(seconds: float) -> str:
-    minutes = math.ceil(seconds / 60)
+    minutes = max(1, round(seconds / 60))
     return f"{minutes} min" if minutes <= 120 else f"{minutes // 60} h"
 
 
