@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -144,3 +145,32 @@ def make_node(store: MemoryStore, tmp_path: Path) -> Callable[..., Node]:
 @pytest.fixture
 def node(make_node: Callable[..., Node]) -> Node:
     return make_node()
+
+
+@pytest.fixture
+def open_path(tmp_path: Path) -> None:
+    """pytest's folders are for this user alone; here another one comes."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+
+
+def as_user(number: int, act: Callable[[], object]) -> str:
+    """Runs ``act`` as another user, in a process of its own. Returns the error that it ended with."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = ""
+        try:
+            os.setgroups([])
+            os.setgid(number)
+            os.setuid(number)
+            act()
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error} {getattr(error, 'hint', '')}"
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    return said
