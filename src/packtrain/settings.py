@@ -41,19 +41,27 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
     Raises UsageError for unknown keys and for values of the wrong type, naming the file or variable.
     """
     values = _defaults(environ)
+    said_by = {name: name for name in values}  # for errors
     path = _find_file(environ, directory)
     if path is not None:
-        values.update(_from_file(path))
+        content = _from_file(path)
+        values.update(content)
+        said_by.update({name: f"{path}: {name}" for name in content})
     for name in values:
-        if value := environ.get(f"PACKTRAIN_{name.upper()}"):
-            values[name] = value
-    values.update({name: value for name, value in flags.items() if value is not None})
+        variable = f"PACKTRAIN_{name.upper()}"
+        if value := environ.get(variable):
+            values[name], said_by[name] = value, variable
+    given = {name: value for name, value in flags.items() if value is not None}
+    values.update(given)
+    said_by.update({name: name for name in given})
     if values["pull"] not in PULLS:
-        raise UsageError(f"pull = {values['pull']!r} makes no sense", hint=f"It is one of: {', '.join(PULLS)}.")
+        raise UsageError(
+            f"{said_by['pull']} = {values['pull']!r} makes no sense", hint=f"It is one of: {', '.join(PULLS)}."
+        )
     return Settings(
         cache_dir=_with_home(values.pop("cache_dir")).absolute(),
-        cache_quota=_amount("cache_quota", values.pop("cache_quota")),
-        cache_free=_amount("cache_free", values.pop("cache_free")),
+        cache_quota=_amount(values.pop("cache_quota"), said_by["cache_quota"]),
+        cache_free=_amount(values.pop("cache_free"), said_by["cache_free"]),
         **values,
     )
 
@@ -102,11 +110,11 @@ def _with_home(path: str) -> Path:
         raise UsageError(f"{path}: there is no such user's home", hint="Write the path from / on.") from error
 
 
-def _amount(name: str, text: str) -> Amount:
+def _amount(text: str, said_by: str) -> Amount:
     try:
         return Amount(text)
     except UsageError as error:
-        raise UsageError(f"{name}: {error}", hint=error.hint) from error
+        raise UsageError(f"{said_by}: {error}", hint=error.hint) from error
 
 
 def _from_file(path: Path) -> dict[str, str]:

@@ -6,10 +6,7 @@ every call into this machine's file system (an audit hook in a forked process).
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from packtrain.flows import integrity
 from packtrain.model.manifest import FILE_NAME
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
+from packtrain.testing.file_calls import killed_at
 from packtrain.testing.memory_store import MemoryStore
 from tests.conftest import Models
 from tests.flows.conftest import House, contents
@@ -84,37 +82,6 @@ def test_pull_interrupted_at_every_call_to_the_store(make_house: Make, models: M
         again = make_house(f"node-{k}", store=store)
         require_whole(again, models.first)
         assert not list((again.home / "cache" / "partial").iterdir())
-
-
-def killed_at(act: Callable[[], object], k: int) -> bool:
-    """Runs ``act`` in a forked process that is killed at its k-th call into the file system.
-
-    Returns whether it was; False means that there were fewer calls and that it completed.
-    """
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def hook(event: str, _: object) -> None:
-            nonlocal calls
-            if event == "open" or event.startswith(("os.", "fcntl.", "shutil.")):
-                calls += 1
-                if calls == k + 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        code = 1
-        try:
-            sys.addaudithook(hook)
-            act()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
 
 
 @pytest.mark.slow

@@ -198,6 +198,42 @@ def test_documents_of_the_cache_are_as_documented(cli: Cli, models: Models) -> N
         assert shape(cli.json("cache", command, "llama")) == shape(documented(f"cache {command}"))
 
 
+def test_the_cache_keeps_what_an_engine_uses(cli: Cli, models: Models, tmp_path: Path) -> None:
+    cli.run("publish", models.first, "--name", "llama")
+    cli.run("publish", models.second, "--name", "llama")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    vllm = write_executable(tmp_path / "vllm")
+    engine = subprocess.Popen(
+        cli.command("run", "llama/1", "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"),
+        env=cli.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _ask_when_ready(f"http://127.0.0.1:{port}/v1/models", engine)
+        assert re.search(r"llama/1 .* verified, in use by .*\d", cli.out("cache", "ls"))
+        [snapshot] = cli.json("cache", "ls")["snapshots"]
+        assert snapshot["in_use"] and any(f"({engine.pid})" in user for user in snapshot["users"])
+        refused = cli.run("cache", "rm", "llama/1", code=3)
+        assert refused.stderr.startswith("error: llama/1 stays in the cache: in use by ")
+        full = cli.run("pull", "llama/2", "--cache-quota", "2MB", code=8)
+        assert "does not fit" in full.stderr and "stays: in use by" in full.stderr
+    finally:
+        engine.send_signal(signal.SIGTERM)
+        engine.communicate(timeout=60)
+    cli.run("pull", "llama/2", "--cache-quota", "2MB")
+    assert [each["versions"] for each in cli.json("cache", "ls")["snapshots"]] == [["llama/2"]]
+    assert cli.out("cache", "unpin", "llama/2") == "llama/2 is no longer pinned\n"
+    assert cli.out("cache", "unpin", "llama/2") == "llama/2 was not pinned\n"
+    assert cli.out("cache", "rm", "llama/2") == "llama/2 is removed: 1.1 MB freed\n"
+    assert "not in the cache" in cli.run("cache", "rm", "llama/2", code=4).stderr
+    assert cli.run("cache", "verify").stderr == "the cache holds no snapshots, so there is nothing to verify\n"
+    cli.run("pull", "llama/2", "--pin", "--to", tmp_path / "x", code=2)
+
+
 def test_documents_of_changes_are_as_documented(cli: Cli, models: Models) -> None:
     published = cli.json("publish", models.first, "--name", "llama", "--alias", "staging")
     assert shape(published) == shape(documented("publish"))

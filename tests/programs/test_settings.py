@@ -73,6 +73,8 @@ def test_a_relative_cache_is_relative_to_whoever_says_it(home: Path) -> None:
         ("store = 3", "store must be a text"),
         ('store = ""', "store must be a text"),
         ("store = ", "cannot be read"),
+        ('cache_quota = "lots"', "cache_quota: 'lots' is not an amount"),
+        ('cache_free = "101%"', "cache_free: '101%' is not an amount"),
     ],
 )
 def test_a_bad_file_is_named(home: Path, content: str, message: str) -> None:
@@ -81,6 +83,13 @@ def test_a_bad_file_is_named(home: Path, content: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         loaded(home)
     assert str(path) in raised.value.message
+
+
+def test_a_bad_variable_is_named(home: Path) -> None:
+    with pytest.raises(UsageError, match="PACKTRAIN_CACHE_QUOTA: '5 gigs' is not an amount") as raised:
+        loaded(home, PACKTRAIN_CACHE_QUOTA="5 gigs")
+    assert "500GB" in raised.value.hint
+    assert str(loaded(home, {"cache_quota": "80%"}, PACKTRAIN_CACHE_QUOTA="5 gigs").cache_quota) == "80%"
 
 
 def test_a_process_finds_its_settings_in_the_same_order(cli: Cli, models: Models) -> None:
