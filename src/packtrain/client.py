@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from packtrain.flows.serve import Supply
     from packtrain.flows.verify import Verified
     from packtrain.flows.watch import Happened
+    from packtrain.model.ancestry import Ancestry
+    from packtrain.model.comparison import Comparison
 
 
 class Silent:
@@ -275,6 +277,20 @@ class Client:
         from packtrain.flows.catalog import show
 
         return show(self._parts.store, self._parts.registry, Reference.parse(reference))
+
+    def lineage(self, reference: str) -> Ancestry:
+        """A version and how it was made, then its base and so on, as far as they are published."""
+        from packtrain.flows.lineage import trace
+
+        return trace(self._parts.store, self._parts.registry, Reference.parse(reference))
+
+    def compare(self, before: str, after: str, *, exact: bool = False) -> Comparison:
+        """What changed between two versions: training, data, files, tokenizer, tensors. Downloads no weights; with
+        ``exact``, the small tensors that cannot be told apart otherwise."""
+        from packtrain.flows.compare import compare
+
+        references = Reference.parse(before), Reference.parse(after)
+        return compare(self._parts.store, self._parts.registry, *references, exact=exact)
 
     def url(self, reference: str) -> str:
         """The immutable URL of a version's directory in the store."""

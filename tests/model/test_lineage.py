@@ -96,6 +96,7 @@ def test_the_blank_record_is_good_before_it_is_broken() -> None:
         {"curves": {"loss": [[1, 2, 3]]}}, {"curves": 1}, {"curves": {"loss": [["1", 2]]}},
         {"curves": {"loss": [[1, "2"]]}}, {"metrics": []}, {"metrics": {"loss": "low"}},
         {"metrics": {"loss": None}}, {"metrics": {"loss": True}}, {"metrics": {"loss": float("nan")}},
+        {"metrics": {"loss": 10**400}}, {"epochs": -(10**400)},
         {"lora": {"alpha": float("inf")}}, {"lora": {"alpha": "\ud800"}}, {"template": 1}, {"steps": 1.5},
         {"steps": True}, {"epochs": "3"}, {"tools": {"torch": 2}}, {"git_dirty": 0}, {"contradictions": "a"},
         {"moon_phase": "full"}, {"training_config": []},

@@ -120,6 +120,53 @@ def test_history_says_who_did_what_and_why(published: Cli) -> None:
     assert lines[8].endswith("publish --alias")
 
 
+def test_lineage_is_told_and_drawn(cli: Cli, models: Models) -> None:
+    cli.run("publish", models.base, "--name", "base")
+    cli.run("publish", models.adapter, "--name", "tone", "--alias", "production")
+    drawn = cli.run("lineage", "tone@production", "--svg", "tone.svg")
+    assert drawn.stderr == "drawn: tone.svg\n"
+    picture = (cli.home / "tone.svg").read_text()
+    assert picture.startswith("<svg ") and "Lineage of tone/1" in picture
+    cards = [
+        dict(re.split(r"  +", line, maxsplit=1) for line in card.splitlines()) for card in drawn.stdout.split("\n\n")
+    ]
+    assert [card["version"].split()[0] for card in cards] == ["tone/1", "base/1"]
+    assert "by alice: publish --alias" in cards[0]["@production"]
+    assert cards[0]["base model"].startswith("base/1 (sha256:")
+    assert cards[0]["dataset"] == "tiny (digest unknown)"
+    assert cards[0]["git revision"] == cards[1]["lineage"] == "unknown"
+    assert cards[0]["trained with"].startswith("llamafactory unknown, transformers ")
+    assert cli.out("lineage", "tone", "--mermaid").startswith("flowchart TD\n")
+    assert [each["name"] for each in cli.json("lineage", "tone", "--svg", "again.svg")] == ["tone", "base"]
+    failed = cli.run("lineage", "tone", "--svg", "nowhere/tone.svg", code=8)
+    assert "cannot write nowhere/tone.svg" in failed.stderr and failed.stdout == ""
+
+
+def test_two_versions_compared(cli: Cli, models: Models, tmp_path: Path) -> None:
+    settings = {"first": "learning_rate: 1e-4\nseed: 1\n", "second": "learning_rate: 2e-4\nlora_rank: 8\n"}
+    for directory, text in zip((models.first, models.second), settings.values(), strict=True):
+        (tmp_path / "sft.yaml").write_text(text)
+        cli.run("publish", directory, "--name", "llama", "--training-config", tmp_path / "sft.yaml")
+    shown = cli.out("compare", "llama/1", "llama/2")
+    assert re.search(r"^learning_rate +0\.0001 +0\.0002$", shown, re.MULTILINE)
+    assert re.search(r"^seed +1 +not set$", shown, re.MULTILINE)
+    assert re.search(r"^lora rank +not set +8$", shown, re.MULTILINE)
+    assert "unknown of both: base model, base payload, template, " in shown
+    assert "METRICS: nothing known differs" in shown and "DATASETS: unknown" in shown
+    assert "TOKENIZER      the same" in shown
+    assert "--exact reads them" in shown
+    exact = cli.out("compare", "llama/1", "llama/2", "--exact")
+    assert re.search(r"^q_proj +- +2 \(65\.5 kB\)$", exact, re.MULTILINE)
+    assert re.search(r"^o_proj +2 \(65\.5 kB\) +-$", exact, re.MULTILINE)
+    assert "model.layers.0-1, each" in exact
+    assert "UNKNOWN" not in exact
+    same = cli.out("compare", "llama/1", "llama/1")
+    assert "Both hold the same exported bytes." in same
+    document = cli.json("compare", "llama/1", "llama/2", "--exact")
+    assert document["tensors"]["kinds"]["q_proj"]["changed"]["tensors"] == 2
+    assert {each["state"] for each in document["tensors"]["differing"]} == {"changed"}
+
+
 def test_nothing_that_others_wrote_reaches_the_terminal_raw(cli: Cli, models: Models) -> None:
     cli.run("publish", models.first, "--name", "llama")
     cli.run("promote", "llama/1", "--to", "staging", "--reason", "good\x1b[2J\nnews\r\u202e", "--actor", "eve\x1b[31m")
@@ -180,6 +227,8 @@ def test_a_check_of_an_adapter_asks_for_its_base(cli: Cli, models: Models) -> No
         ("url", ["llama@production"]),
         ("models", ["llama"]),
         ("show", ["llama/1"]),
+        ("lineage", ["llama@production"]),
+        ("compare", ["llama/1", "llama/2"]),
         ("history", ["llama"]),
         ("verify", []),
     ],

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 import click
 
 from packtrain._version import __version__
-from packtrain.cli.commands import caching, checking, looking, promoting, publishing, serving, watching
+from packtrain.cli.commands import (
+    caching,
+    checking,
+    comparing,
+    looking,
+    promoting,
+    publishing,
+    serving,
+    tracing,
+    watching,
+)
 from packtrain.cli.helptext import Group
 from packtrain.cli.session import FLAGS, Session, takes
 from packtrain.errors import UsageError
@@ -49,6 +59,8 @@ for command in (
     caching.cache,
     looking.models,
     looking.show,
+    tracing.lineage,
+    comparing.compare,
     looking.history,
     checking.verify,
 ):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from packtrain.flows.verify import Verified
     from packtrain.model.finding import Finding
     from packtrain.model.ledger import Event
+    from packtrain.model.lineage import Lineage
     from packtrain.model.version import ModelVersion
 
 
@@ -34,10 +35,15 @@ def version(version: ModelVersion) -> dict[str, Any]:
 
 
 def entry(entry: Entry) -> dict[str, Any]:
+    return {**version(entry.version), "aliases": list(entry.aliases), "lineage": lineage(entry.lineage)}
+
+
+def lineage(lineage: Lineage | None) -> dict[str, Any] | None:
+    """The record as it is stored (docs/formats.md)."""
     import json
 
-    lineage = json.loads(entry.lineage.encode()) if entry.lineage else None
-    return {**version(entry.version), "aliases": list(entry.aliases), "lineage": lineage}
+    found: dict[str, Any] | None = json.loads(lineage.encode()) if lineage else None
+    return found
 
 
 def models(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -22,6 +22,9 @@ also_promote = click.option("--alias", metavar="ALIAS", help="Promote the versio
 training_config = click.option(
     "--training-config", metavar="YAML", type=Path, help="The YAML that it was trained with, for the lineage."
 )
+export_config = click.option(
+    "--export-config", metavar="YAML", type=Path, help="The YAML that it was merged with, for the lineage."
+)
 training_dir = click.option(
     "--training-dir", metavar="DIR", type=Path, help="Where the training wrote its losses, for the lineage."
 )

@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from packtrain.flows.publish import Published
     from packtrain.flows.verify import Verified
     from packtrain.model.ledger import Event
-    from packtrain.model.lineage import Curve, Dataset, Lineage, Parent
+    from packtrain.model.lineage import Dataset, Lineage, Parent
     from packtrain.model.version import ModelVersion
 
 UNKNOWN = "unknown"
 NONE = "-"
 
-_SPEED = ("_runtime", "_per_second")  # metrics of the machine, not of the model
 _ORIGINS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")  # keys of dataset_info.json
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_SPARK = 24  # blocks
 
 
 def number(value: float | None) -> str:
@@ -45,7 +42,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def card(rows: Iterable[tuple[str, str]]) -> str:
     """A label and a text a line."""
-    shown = [(label, printable(text)) for label, text in rows]
+    shown = [(printable(label), printable(text)) for label, text in rows]
     width = max(len(label) for label, _ in shown)
     return "\n".join(f"{label.ljust(width)}  {text}" for label, text in shown)
 
@@ -99,7 +96,7 @@ def lineage_rows(lineage: Lineage | None) -> list[tuple[str, str]]:
         return [("lineage", UNKNOWN)]
     training = " ".join(filter(None, (lineage.stage, lineage.finetuning_type)))
     epochs = f" in {number(lineage.epochs)} epochs" if lineage.epochs is not None else ""
-    metrics = {key: number(value) for key, value in sorted(lineage.metrics.items()) if not key.endswith(_SPEED)}
+    metrics = {key: number(value) for key, value in sorted(lineage.metrics.items()) if not of_the_machine(key)}
     dirty = {True: " and uncommitted changes", False: "", None: " (whether it was changed: unknown)"}
     merged = lineage.adapters or lineage.export_config or lineage.export_tools
     return [
@@ -121,6 +118,11 @@ def lineage_rows(lineage: Lineage | None) -> list[tuple[str, str]]:
     ]
 
 
+def of_the_machine(metric: str) -> bool:
+    """Whether a metric says how fast the machine was, and nothing of the model."""
+    return metric.endswith(("_runtime", "_per_second"))
+
+
 def _parent(parent: Parent) -> str:
     identity = parent.digest or (f"not published, payload {parent.payload}" if parent.payload else "digest unknown")
     called = f", trained on as {parent.name}" if parent.version and parent.version != parent.name else ""
@@ -138,20 +140,13 @@ def _datasets(label: str, datasets: Sequence[Dataset]) -> Iterator[tuple[str, st
 
 def _curves(lineage: Lineage) -> list[tuple[str, str]]:
     """A line of blocks for each loss, from its first to its last value."""
+    from packtrain.pictures.spark import spark
+
     return [
         (name, f"{number(curve[0][1])} {spark(curve)} {number(curve[-1][1])} (steps {curve[0][0]} to {curve[-1][0]})")
         for name, curve in sorted(lineage.curves.items(), key=lambda pair: (pair[0] != "loss", pair[0]))
         if curve
     ]
-
-
-def spark(curve: Curve) -> str:
-    """A curve in one line of text, as high as its values."""
-    from packtrain.model.lineage import thin
-
-    values = [value for _, value in thin(curve, _SPARK)]
-    low, high = min(values), max(values)
-    return "".join(_BLOCKS[round((value - low) / (high - low) * 7) if high > low else 0] for value in values)
 
 
 def _tools(tools: Mapping[str, str], *expected: str) -> str:

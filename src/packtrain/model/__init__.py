@@ -10,6 +10,10 @@ amount     bytes, as people write and read them
 reference  how people name a version: NAME, NAME@alias, NAME/3, NAME@sha256:...
 finding    what preflight has to say about a directory
 lineage    where a version came from
+ancestry   what it was made from, what that was made from, and so on
+tensors    which tensors two versions share, told from manifests and headers
+tokenizer  what can be told of a tokenizer from its files
+comparison  what changed between two versions
 version    one immutable, numbered entry of a registered model
 ledger     the hash-chained log of what happened to a registered model, its fold, and the decisions on it
 """

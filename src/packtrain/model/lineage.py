@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from packtrain.errors import IntegrityError
 from packtrain.model.digest import Digest
 
 SCHEMA = "packtrain.lineage/1"
+
+MAX_NUMBER = 1.7976931348623157e308  # what a JSON reader elsewhere can hold
 
 Curve = tuple[tuple[int, float], ...]  # (step, value), by step
 
@@ -80,8 +82,8 @@ class Lineage:
 
     @property
     def known(self) -> bool:
-        """Whether it says anything at all."""
-        return self != Lineage()
+        """Whether it says anything of a training. What saved the model says nothing of that."""
+        return replace(self, export_tools={}) != Lineage()
 
     def encode(self) -> bytes:
         """The bytes of the record. Raises ValueError for what JSON cannot hold (NaN)."""
@@ -136,7 +138,7 @@ def _is(kind: type, value: Any) -> Any:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or abs(value) > MAX_NUMBER:
         raise TypeError(f"{str(value)[:40]!r} is not a number")
     return value  # type: ignore[no-any-return]
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @options.new_name
 @options.also_promote
 @options.training_config
+@options.export_config
 @options.training_dir
 @options.base
 @options.allow_code
@@ -39,6 +40,7 @@ def publish(
     name: str,
     alias: str | None,
     training_config: Path | None,
+    export_config: Path | None,
     training_dir: Path | None,
     base: str | None,
     allow_code: bool,
@@ -66,6 +68,7 @@ def publish(
         name,
         alias=alias,
         training_config=training_config,
+        export_config=export_config,
         training_dir=training_dir,
         base=base,
         allow_code=allow_code,

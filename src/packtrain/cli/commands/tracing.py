@@ -1,0 +1,94 @@
+"""Where a version came from: `lineage`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packtrain.cli import documents, options
+from packtrain.cli.helptext import LOOK, command
+from packtrain.cli.session import Session, takes
+from packtrain.cli.terminal import say
+from packtrain.cli.text import card, lineage_rows, time
+from packtrain.errors import disk_error
+from packtrain.model.amount import size
+
+if TYPE_CHECKING:
+    from packtrain.model.ancestry import Ancestry, Generation, Promotion
+
+
+@command(panel=LOOK, epilog="packtrain lineage llama-finetuned@production --svg lineage.svg")
+@options.reference
+@click.option("--svg", metavar="FILE", type=Path, help="Also draw it, with the loss curves, into this file.")
+@click.option("--mermaid", is_flag=True, help="Print it as a Mermaid flowchart instead.")
+@takes()
+def lineage(session: Session, reference: str, svg: Path | None, mermaid: bool) -> None:
+    """Show which training made a version.
+
+    Its data, settings, results and who promoted it; then the same of the base model, as far back as it is published.
+    """
+    ancestry = session.client.lineage(reference)
+    if svg is not None:
+        from packtrain.pictures.svg import draw
+
+        _write(svg, draw(ancestry))
+        if not session.as_json:
+            say(f"drawn: {svg}")
+    session.print(ancestry, text=_mermaid if mermaid else text, document=document)
+
+
+def text(ancestry: Ancestry) -> str:
+    """A card for each generation, the version first."""
+    return "\n\n".join(card(_rows(generation)) for generation in ancestry)
+
+
+def _rows(generation: Generation) -> list[tuple[str, str]]:
+    version = generation.version
+    return [
+        ("version", f"{version} ({version.kind}, {size(version.size)}{', archived' if version.archived else ''})"),
+        ("digest", str(version.digest)),
+        ("published", f"{time(version.created)} UTC by {version.actor}"),
+        *((f"@{promotion.alias}", _promotion(promotion)) for promotion in generation.promotions),
+        *lineage_rows(generation.lineage),
+    ]
+
+
+def _promotion(promotion: Promotion) -> str:
+    how = "rolled back" if promotion.back else "promoted"
+    reason = f": {promotion.reason}" if promotion.reason else ""
+    return f"{how} {time(promotion.time)} UTC by {promotion.actor}{reason}"
+
+
+def document(ancestry: Ancestry) -> list[dict[str, Any]]:
+    return [
+        {
+            **documents.version(generation.version),
+            "aliases": [
+                {
+                    "alias": each.alias,
+                    "actor": each.actor,
+                    "time": each.time,
+                    "reason": each.reason,
+                    "rolled_back": each.back,
+                }
+                for each in generation.promotions
+            ],
+            "lineage": documents.lineage(generation.lineage),
+        }
+        for generation in ancestry
+    ]
+
+
+def _mermaid(ancestry: Ancestry) -> str:
+    from packtrain.pictures.mermaid import draw
+
+    return draw(ancestry)
+
+
+def _write(path: Path, picture: str) -> None:
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, f"cannot write {path}") from error
