@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         second=write_merged(home / "merged-2", base, seed=3),
         adapter=write_adapter(home / "adapter", base, seed=4),
     )
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can reach: pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o755)
+        yield Path(home)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Permissions mean nothing to root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.fixture(scope="session")

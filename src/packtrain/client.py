@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from packtrain.errors import UsageError, disk_error
+from packtrain.errors import PacktrainError, UsageError, disk_error
 from packtrain.model.lease import Holder
-from packtrain.model.ledger import Event
+from packtrain.model.ledger import Event, State
 from packtrain.model.reference import Reference
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Reporter
-from packtrain.settings import Settings, load
+from packtrain.settings import Settings, load, origins
 from packtrain.wiring import Parts, open_source, wire
 
 if TYPE_CHECKING:
     from packtrain.flows.caching import Checked, Listing, Removed
     from packtrain.flows.catalog import Entry
     from packtrain.flows.check import Verdict
+    from packtrain.flows.doctor import Check
     from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
@@ -47,6 +49,33 @@ def _working_directory() -> Path:
         return Path.cwd()
     except OSError as error:
         raise disk_error(error, "the working directory cannot be found") from error
+
+
+def diagnose(reporter: Reporter | None = None, **flags: str | None) -> Iterator[Check]:
+    """Looks at everything that Packtrain needs here, even where it is too wrong for a `Client`. ``flags`` are settings
+    as `Client` takes them. Only the working directory can make it raise a PacktrainError."""
+    from packtrain.flows.doctor import FAILURE, cache_disk, engines, ledgers, program, store
+    from packtrain.flows.doctor.check import failure
+
+    directory = _working_directory()
+    yield program.version()
+    yield from program.variables(os.environ)
+    try:
+        settings = load(flags, environ=os.environ, directory=directory)
+        yield program.settings(origins(flags, environ=os.environ, directory=directory))
+        parts = wire(settings, reporter or Silent())
+    except PacktrainError as error:
+        yield failure("settings", error)
+        return
+    yield from store.credentials(parts.store.url, parts.clock.now())
+    answers = True
+    for check in store.examine(parts.store, parts.clock, uuid.uuid4().hex):
+        answers = answers and check.level != FAILURE
+        yield check
+    if answers:
+        yield from ledgers.examine(parts.store, parts.registry, parts.clock.now())
+    yield from cache_disk.examine(parts.cache)
+    yield from engines.examine(settings.vllm, settings.llamafactory)
 
 
 class Client:
@@ -303,6 +332,11 @@ class Client:
         from packtrain.flows.catalog import history
 
         return history(self._parts.registry, name)
+
+    def seen(self) -> list[State]:
+        """What this machine last saw of each registered model, without asking anybody."""
+        registry = self._parts.registry
+        return [registry.remembered(name).state for name in sorted(registry.known())]
 
     def promote(self, reference: str, *, to: str, expect: int | None = None, reason: str = "") -> Move:
         """Points the alias ``to`` at a version. ``expect``: the version it must be at now (0: not set)."""

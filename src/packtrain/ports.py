@@ -18,11 +18,13 @@ from packtrain.model.ledger import Decide, Event, Log
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """An object in a store: its key and its size in bytes. ``tag`` is another one whenever the object was written
-    again (an ETag and a time, say); empty where nobody can tell."""
+    again (an ETag and a time, say); empty where nobody can tell. ``modified`` is when that was by the store's own
+    clock; None where it has none."""
 
     key: str
     size: int
     tag: str = field(default="", compare=False)
+    modified: datetime | None = field(default=None, compare=False)
 
 
 class Store(Protocol):

@@ -17,6 +17,8 @@ from packtrain.errors import UsageError
 from packtrain.model.amount import Amount
 
 FILE_NAME = "packtrain.toml"
+CONFIG = "PACKTRAIN_CONFIG"  # the variable that names another file
+DEFAULT = "default"
 PULLS = ("cache", "in-place")
 
 
@@ -40,20 +42,9 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
 
     Raises UsageError for unknown keys and for values of the wrong type, naming the file or variable.
     """
-    values = _defaults(environ)
-    said_by = {name: name for name in values}  # for errors
-    path = _find_file(environ, directory)
-    if path is not None:
-        content = _from_file(path)
-        values.update(content)
-        said_by.update({name: f"{path}: {name}" for name in content})
-    for name in values:
-        variable = f"PACKTRAIN_{name.upper()}"
-        if value := environ.get(variable):
-            values[name], said_by[name] = value, variable
-    given = {name: value for name, value in flags.items() if value is not None}
-    values.update(given)
-    said_by.update({name: name for name in given})
+    gathered = _gather(flags, environ, directory)
+    values = {name: value for name, (value, _) in gathered.items()}
+    said_by = {name: _said_by(name, origin) for name, (_, origin) in gathered.items()}  # for errors
     if values["pull"] not in PULLS:
         raise UsageError(
             f"{said_by['pull']} = {values['pull']!r} makes no sense", hint=f"It is one of: {', '.join(PULLS)}."
@@ -64,6 +55,44 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
         cache_free=_amount(values.pop("cache_free"), said_by["cache_free"]),
         **values,
     )
+
+
+def origins(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """Where each setting comes from: DEFAULT, the path of a file, ``PACKTRAIN_STORE``, ``--store``. Raises as `load`
+    does."""
+    return {name: origin for name, (_, origin) in _gather(flags, environ, directory).items()}
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """PACKTRAIN_* variables that mean nothing, misspelt ones among them."""
+    known = {CONFIG, *(_variable(field.name) for field in fields(Settings))}
+    return sorted(name for name in environ if name.startswith("PACKTRAIN_") and name not in known)
+
+
+def _gather(flags: Mapping[str, str | None], environ: Mapping[str, str], directory: Path) -> dict[str, tuple[str, str]]:
+    """Each setting as it was written, and where."""
+    found = {name: (value, DEFAULT) for name, value in _defaults(environ).items()}
+    path = _find_file(environ, directory)
+    if path is not None:
+        found |= {name: (value, str(path)) for name, value in _from_file(path).items()}
+    for name in found:
+        if value := environ.get(_variable(name)):
+            found[name] = (value, _variable(name))
+    return found | {name: (value, _flag(name)) for name, value in flags.items() if value is not None}
+
+
+def _said_by(name: str, origin: str) -> str:
+    if origin == _variable(name):
+        return origin
+    return name if origin in (DEFAULT, _flag(name)) else f"{origin}: {name}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _variable(name: str) -> str:
+    return f"PACKTRAIN_{name.upper()}"
 
 
 def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
@@ -91,7 +120,7 @@ def _user() -> str:
 
 
 def _find_file(environ: Mapping[str, str], directory: Path) -> Path | None:
-    if named := environ.get("PACKTRAIN_CONFIG"):
+    if named := environ.get(CONFIG):
         path = _with_home(named)
         if not path.is_file():
             raise UsageError(f"PACKTRAIN_CONFIG names {path}, which is not a file")

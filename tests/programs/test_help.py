@@ -49,7 +49,7 @@ def test_the_commands_are_in_the_order_of_the_job(cli: Cli) -> None:
     assert cli.out("-h") == shown
     headings = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
     assert headings == [
-        "Publish", "Promote", "Pull and serve", "Look", "Check", "Options", "Settings", "The straight line",
+        "Set up", "Publish", "Promote", "Pull and serve", "Look", "Check", "Options", "Settings", "The straight line",
     ]  # fmt: skip
     assert "..." not in shown.replace("[ARGS]...", "")  # no line is cut
     assert max(len(line) for line in shown.splitlines()) <= 80
@@ -98,11 +98,15 @@ def test_settings_are_flags_of_the_same_names() -> None:
     assert {name for name, command in commands(group).items() if "--in-place" in flags(command)} == {
         "pull", "serve", "run",
     }  # fmt: skip
-    assert {name for name, command in commands(group).items() if "--vllm" in flags(command)} == {"serve", "run"}
-    assert {name for name, command in commands(group).items() if "--llamafactory" in flags(command)} == {"export"}
+    assert {name for name, command in commands(group).items() if "--vllm" in flags(command)} == {
+        "doctor", "serve", "run",
+    }  # fmt: skip
+    assert {name for name, command in commands(group).items() if "--llamafactory" in flags(command)} == {
+        "doctor", "export",
+    }  # fmt: skip
     for flag in ("--cache-quota", "--cache-free"):
         assert {name for name, command in commands(group).items() if flag in flags(command)} == {
-            "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
+            "doctor", "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
         }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--actor" in flags(command)} == {
         "publish", "export", "adopt", "watch", "promote", "rollback", "archive",

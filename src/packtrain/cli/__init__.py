@@ -5,6 +5,7 @@ app         the commands, in the order of the job; commands/ has them, options w
 session     what every command is given: its settings, its `Client`, where its result goes
 helptext    how help is laid out
 progress    how long work goes, on stderr
+completing  what a shell offers while a command is typed
 text        results for people
 documents   results for programs
 failure     what is said when a command fails

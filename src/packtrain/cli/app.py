@@ -5,11 +5,13 @@ Only click is imported at start: everything else is imported by what needs it, s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import click
 
 from packtrain._version import __version__
+from packtrain.cli import completing
 from packtrain.cli.commands import (
     caching,
     checking,
@@ -18,6 +20,7 @@ from packtrain.cli.commands import (
     promoting,
     publishing,
     serving,
+    setting_up,
     tracing,
     watching,
 )
@@ -44,6 +47,9 @@ def packtrain(_session: Session) -> None:
 
 
 for command in (
+    setting_up.init,
+    setting_up.doctor,
+    setting_up.completion,
     checking.check,
     publishing.publish,
     publishing.export,
@@ -68,7 +74,9 @@ for command in (
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs a command. Returns its exit code; raises PacktrainError."""
+    """Runs a command, or answers a shell that completes one. Returns its exit code; raises PacktrainError."""
+    if asked := os.environ.get(completing.VARIABLE):
+        return completing.answer(asked, packtrain)
     try:
         with packtrain.make_context("packtrain", list(arguments)) as context:
             code: int | None = packtrain.invoke(context)

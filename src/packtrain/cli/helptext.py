@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-PUBLISH, PROMOTE, SERVE, LOOK, CHECK = "Publish", "Promote", "Pull and serve", "Look", "Check"
+SET_UP, PUBLISH, PROMOTE = "Set up", "Publish", "Promote"
+SERVE, LOOK, CHECK = "Pull and serve", "Look", "Check"
 SETTINGS = "Settings"
 
 

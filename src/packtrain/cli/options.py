@@ -6,29 +6,59 @@ from pathlib import Path
 
 import click
 
+from packtrain.cli import completing
+
 reference = click.argument(
-    "reference", metavar="REFERENCE", help="NAME (its newest), NAME@alias, NAME/3, NAME@sha256:..."
+    "reference",
+    metavar="REFERENCE",
+    shell_complete=completing.references,
+    help="NAME (its newest), NAME@alias, NAME/3, NAME@sha256:...",
 )
-model = click.argument("name", metavar="NAME", help="A registered model.")
+model = click.argument("name", metavar="NAME", shell_complete=completing.models, help="A registered model.")
 any_model = click.argument(
-    "name", metavar="[NAME]", required=False, help="A registered model; without it, all of them."
+    "name",
+    metavar="[NAME]",
+    required=False,
+    shell_complete=completing.models,
+    help="A registered model; without it, all of them.",
 )
 reason = click.option("--reason", metavar="TEXT", default="", help="Why; it is written into the ledger.")
 expect = click.option(
     "--expect", metavar="VERSION", type=int, help="Only if the alias is at this version now (0: not set)."
 )
-new_name = click.option("--name", metavar="NAME", required=True, help="The registered model that gets the version.")
-also_promote = click.option("--alias", metavar="ALIAS", help="Promote the version to this alias, too.")
+new_name = click.option(
+    "--name",
+    metavar="NAME",
+    required=True,
+    shell_complete=completing.models,
+    help="The registered model that gets the version.",
+)
+also_promote = click.option(
+    "--alias", metavar="ALIAS", shell_complete=completing.aliases, help="Promote the version to this alias, too."
+)
 training_config = click.option(
-    "--training-config", metavar="YAML", type=Path, help="The YAML that it was trained with, for the lineage."
+    "--training-config",
+    metavar="YAML",
+    type=Path,
+    shell_complete=completing.file,
+    help="The YAML that it was trained with, for the lineage.",
 )
 export_config = click.option(
     "--export-config", metavar="YAML", type=Path, help="The YAML that it was merged with, for the lineage."
 )
 training_dir = click.option(
-    "--training-dir", metavar="DIR", type=Path, help="Where the training wrote its losses, for the lineage."
+    "--training-dir",
+    metavar="DIR",
+    type=Path,
+    shell_complete=completing.folder,
+    help="Where the training wrote its losses, for the lineage.",
 )
-base = click.option("--base", metavar="BASE", help="What it was trained on: NAME/2, a folder, hf:ORG/NAME@REVISION.")
+base = click.option(
+    "--base",
+    metavar="BASE",
+    shell_complete=completing.bases,
+    help="What it was trained on: NAME/2, a folder, hf:ORG/NAME@REVISION.",
+)
 allow_code = click.option("--allow-code", is_flag=True, help="Allow custom code (*.py, auto_map); it is recorded.")
 force = click.option("--force", is_flag=True, help="A new version even if these bytes are one already.")
 verify = click.option(

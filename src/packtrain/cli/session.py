@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from packtrain.cli import completing
 from packtrain.cli.helptext import Setting
 from packtrain.cli.terminal import answer, say
 from packtrain.errors import UsageError
@@ -33,8 +34,8 @@ def _keep_pull(context: click.Context, parameter: click.Parameter, value: bool |
         _keep(context, parameter, "in-place" if value else "cache")
 
 
-def _setting(flag: str, metavar: str, text: str) -> Callable[[Function], Function]:
-    return click.option(flag, cls=Setting, metavar=metavar, help=text, expose_value=False, callback=_keep)
+def _setting(flag: str, metavar: str, text: str, **more: Any) -> Callable[[Function], Function]:
+    return click.option(flag, cls=Setting, metavar=metavar, help=text, expose_value=False, callback=_keep, **more)
 
 
 # Every setting, and --json. They may stand before the command's name or after it.
@@ -48,7 +49,9 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
     ),
     "store": _setting("--store", "URL", "Where models are: file:///PATH or s3://BUCKET/PREFIX."),
     "registry": _setting("--registry", "URL", "Where versions are registered; 'store': in the store itself."),
-    "cache_dir": _setting("--cache-dir", "DIR", "Where this node keeps its snapshots."),
+    "cache_dir": _setting(
+        "--cache-dir", "DIR", "Where this node keeps its snapshots.", shell_complete=completing.folder
+    ),
     "cache_quota": _setting("--cache-quota", "AMOUNT", "How much they may take: 500GB, or 80% of their disk."),
     "cache_free": _setting("--cache-free", "AMOUNT", "How much of their disk stays free."),
     "pull": click.option(
@@ -61,8 +64,10 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
         callback=_keep_pull,
     ),
     "actor": _setting("--actor", "WHO", "Who is written into the ledger."),
-    "vllm": _setting("--vllm", "COMMAND", "The command that starts vLLM."),
-    "llamafactory": _setting("--llamafactory", "COMMAND", "The command that starts LLaMA-Factory."),
+    "vllm": _setting("--vllm", "COMMAND", "The command that starts vLLM.", shell_complete=completing.file),
+    "llamafactory": _setting(
+        "--llamafactory", "COMMAND", "The command that starts LLaMA-Factory.", shell_complete=completing.file
+    ),
 }
 EVERYWHERE = ("json", "store", "registry", "cache_dir")
 CACHE = ("cache_quota", "cache_free")  # of commands that may evict, or say how much room there is
@@ -73,19 +78,23 @@ class Session:
 
     def __init__(self, flags: Mapping[str, Any]) -> None:
         self.as_json: bool = flags.get("json", False)
-        self._settings = {name: value for name, value in flags.items() if name != "json"}
-        for name, value in self._settings.items():
+        self.settings: dict[str, str] = {name: value for name, value in flags.items() if name != "json"}
+        for name, value in self.settings.items():
             if not value:
                 raise UsageError(
                     f"--{name.replace('_', '-')} is empty", hint="Leave it out to use the setting that you have."
                 )
+
+    @classmethod
+    def of(cls, context: click.Context) -> Session:
+        return cls(context.meta.get(_META, {}))
 
     @cached_property
     def client(self) -> Client:
         from packtrain.cli.progress import reporter
         from packtrain.client import Client
 
-        return Client(**self._settings, reporter=reporter(as_json=self.as_json))
+        return Client(**self.settings, reporter=reporter(as_json=self.as_json))
 
     def print(self, result: Result, *, text: Callable[[Result], str], document: Callable[[Result], Any]) -> None:
         """The result on stdout: as a document of JSON if it was asked for. An empty text is not printed."""
@@ -118,7 +127,7 @@ def takes(*flags: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         @click.pass_context
         def command(context: click.Context, /, **values: Any) -> Any:
-            return function(Session(context.meta.get(_META, {})), **values)
+            return function(Session.of(context), **values)
 
         wrapped: Function = update_wrapper(command, function)
         for name in reversed([name for name in FLAGS if name in EVERYWHERE or name in flags]):

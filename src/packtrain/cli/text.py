@@ -188,13 +188,13 @@ def archived(version: ModelVersion) -> str:
 
 def verified(results: Sequence[Verified]) -> str:
     return "\n".join(
-        f"{each.name}: chain of {_count(each.events, 'event')} unbroken, {_count(each.versions, 'version')} whole"
+        f"{each.name}: chain of {count(each.events, 'event')} unbroken, {count(each.versions, 'version')} whole"
         + (f", all {size(each.bytes_read)} read and right" if each.bytes_read else "")
         for each in results
     )
 
 
-def _count(count: int, what: str) -> str:
+def count(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import configparser
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,28 @@ def s3_config() -> S3Config:
         if "aws_session_token" in profile:
             config["session_token"] = profile["aws_session_token"]
     return config
+
+
+def where_credentials_are() -> str:
+    """Where the credentials come from, in words, and nothing of them. Raises UsageError as `s3_config` does."""
+    if (_variable("AWS_SKIP_SIGNATURE") or "").lower() in ("1", "true"):
+        return "none: requests are not signed (AWS_SKIP_SIGNATURE)"
+    profile = _profile()
+    if _variable("AWS_ACCESS_KEY_ID"):
+        return "AWS_ACCESS_KEY_ID of the environment"
+    if "aws_access_key_id" in profile:
+        return f"the AWS profile {_variable('AWS_PROFILE', 'AWS_DEFAULT_PROFILE') or 'default'!r}"
+    role = next((name for name in _OWN if _variable(name)), None)
+    return f"the role that {role} leads to" if role else "the role of this machine (EC2), if it has one"
+
+
+def credentials_expire() -> datetime | None:
+    """When the credentials of the environment end, if whoever set them says so (``aws configure
+    export-credentials --format env`` does)."""
+    try:
+        return datetime.fromisoformat(os.environ["AWS_CREDENTIAL_EXPIRATION"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return None
 
 
 def _profile() -> Mapping[str, str]:

@@ -391,7 +391,8 @@ def _name(key: str) -> str:
 
 
 def _info(key: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, stat.st_size, f"{stat.st_ino}.{stat.st_mtime_ns}")
+    modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+    return ObjectInfo(key, stat.st_size, f"{stat.st_ino}.{stat.st_mtime_ns}", modified)
 
 
 def _copy_range(source: int, target: int, size: int, advance: Callable[[int], None]) -> bool:

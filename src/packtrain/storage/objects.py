@@ -228,6 +228,18 @@ class ObjectStore:
             )
         if code == "RequestTimeTooSkewed":
             return Refused(f"{place}: {answer}", hint="This machine's clock is wrong. Set it (chrony, ntpd).")
+        if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
+            return Refused(
+                f"{place}: the credentials have expired: {answer}",
+                hint="Get new ones from where these came from: sign in again (aws sso login), assume the role again, "
+                "or have the token renewed.",
+            )
+        if code == "NotImplemented" or status.startswith("501"):
+            return Refused(
+                f"{place}: {self._endpoint} does not support what was asked: {answer}",
+                hint="Packtrain needs an S3 server with conditional puts (If-None-Match: *), which AWS S3 and "
+                "SeaweedFS are. Update the server, or use another one.",
+            )
         if status.startswith(("401", "403")):
             return Refused(
                 f"{place}: the server refuses: {answer}",
@@ -289,7 +301,7 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
 
 def _info(meta: ObjectMeta, key: str) -> ObjectInfo:
     tag = f"{meta['e_tag']} {meta['last_modified']:%FT%T}" if meta["e_tag"] else ""
-    return ObjectInfo(key, meta["size"], tag)
+    return ObjectInfo(key, meta["size"], tag, meta["last_modified"])
 
 
 def _exactly(key: str, body: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -33,11 +33,13 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running S3 server with one empty bucket."""
+    """A running S3 server with one empty bucket. The reader may read and list, and nothing else."""
 
     endpoint: str
     access_key: str
     secret_key: str
+    reader_access_key: str
+    reader_secret_key: str
     bucket: str
 
     @property
@@ -56,21 +58,28 @@ class S3Server:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
+    @property
+    def reader_environment(self) -> dict[str, str]:
+        keys = {"AWS_ACCESS_KEY_ID": self.reader_access_key, "AWS_SECRET_ACCESS_KEY": self.reader_secret_key}
+        return {**self.environment, **keys}
+
 
 @contextmanager
 def seaweedfs(directory: Path) -> Iterator[S3Server]:
     """SeaweedFS with its data and its log in ``directory``. Raises Unavailable if it does not come up."""
     weed = program("weed")
     directory.mkdir(parents=True, exist_ok=True)
-    access_key, secret_key = "packtrain", secrets.token_hex(16)
+    writer, reader = ("packtrain", secrets.token_hex(16)), ("reader", secrets.token_hex(16))
     master, volume, filer, s3 = _free_ports(4)
     config = directory / "s3.json"
-    identity = {
-        "name": "packtrain",
-        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    config.write_text(json.dumps({"identities": [identity]}))
+    identities = [
+        {"name": access, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
+        for (access, secret), actions in (
+            (writer, ["Admin", "Read", "Write", "List", "Tagging"]),
+            (reader, ["Read", "List"]),
+        )
+    ]
+    config.write_text(json.dumps({"identities": identities}))
     data = directory / "data"
     data.mkdir(exist_ok=True)
     log_path = directory / "weed.log"
@@ -80,7 +89,7 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
         "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
         "-volume.max=50", "-master.volumeSizeLimitMB=2048", "-master.telemetry=false",
     ]  # fmt: skip
-    server = S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, bucket="packtrain")
+    server = S3Server(f"http://127.0.0.1:{s3}", *writer, *reader, bucket="packtrain")
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from packtrain.cli import completing
 from packtrain.cli.helptext import SERVE, Group
 from packtrain.cli.session import CACHE, Session, takes
 from packtrain.cli.text import NONE, table, time
@@ -17,8 +18,19 @@ if TYPE_CHECKING:
 
 COMMANDS = "Commands"
 
-which = click.argument("which", metavar="SNAPSHOT", help="A reference, or a digest as `packtrain cache ls` shows it.")
-any_snapshot = click.argument("which", metavar="[SNAPSHOT]", required=False, help="A reference or a digest; else all.")
+which = click.argument(
+    "which",
+    metavar="SNAPSHOT",
+    shell_complete=completing.references,
+    help="A reference, or a digest as `packtrain cache ls` shows it.",
+)
+any_snapshot = click.argument(
+    "which",
+    metavar="[SNAPSHOT]",
+    required=False,
+    shell_complete=completing.references,
+    help="A reference or a digest; else all.",
+)
 
 
 @click.group(cls=Group, panel=SERVE, epilog="packtrain cache ls")

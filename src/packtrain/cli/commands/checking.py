@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packtrain.cli import documents, options, text
+from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import CHECK, PUBLISH, command
 from packtrain.cli.session import Session, takes
 from packtrain.cli.terminal import printable
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     panel=PUBLISH,
     epilog="packtrain check output/merged --scan",
 )
-@click.argument("directory", metavar="DIR", type=Path, help="A merged or full model, or a LoRA adapter.")
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=Path,
+    shell_complete=completing.folder,
+    help="A merged or full model, or a LoRA adapter.",
+)
 @options.base
 @options.allow_code
 @click.option("--scan", is_flag=True, help="Read all weights, too, and look for NaN and infinity.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from packtrain.cli import documents, options, text
+from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import PROMOTE, command
 from packtrain.cli.session import Session, takes
 
@@ -14,7 +14,13 @@ from packtrain.cli.session import Session, takes
     epilog='packtrain promote llama-finetuned/3 --to production --expect 2 --reason "accuracy 0.87 on the eval set"',
 )
 @options.reference
-@click.option("--to", metavar="ALIAS", required=True, help="The alias to move: production, staging, ...")
+@click.option(
+    "--to",
+    metavar="ALIAS",
+    required=True,
+    shell_complete=completing.aliases,
+    help="The alias to move: production, staging, ...",
+)
 @options.expect
 @options.reason
 @takes("actor")
@@ -33,7 +39,13 @@ def promote(session: Session, reference: str, to: str, expect: int | None, reaso
     epilog='packtrain rollback llama-finetuned --reason "answers in the wrong language"',
 )
 @options.model
-@click.option("--alias", metavar="ALIAS", default="production", help="The alias to move back; else production.")
+@click.option(
+    "--alias",
+    metavar="ALIAS",
+    default="production",
+    shell_complete=completing.aliases,
+    help="The alias to move back; else production.",
+)
 @click.option("--to", metavar="VERSION", type=int, help="Back to this version; else to the one before.")
 @options.expect
 @options.reason

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packtrain.cli import documents, options, text
+from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import PUBLISH, command
 from packtrain.cli.session import Session, takes
 from packtrain.errors import UsageError
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     panel=PUBLISH,
     epilog="packtrain publish output/merged --name llama-finetuned --alias staging --training-config sft.yaml",
 )
-@click.argument("directory", metavar="DIR", type=Path, help="A merged or full model, or a LoRA adapter.")
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=Path,
+    shell_complete=completing.folder,
+    help="A merged or full model, or a LoRA adapter.",
+)
 @options.new_name
 @options.also_promote
 @options.training_config
@@ -84,7 +90,9 @@ def publish(
     panel=PUBLISH,
     epilog="packtrain export merge.yaml --name llama-finetuned --training-config sft.yaml",
 )
-@click.argument("config", metavar="YAML", type=Path, help="What `llamafactory-cli export` is given.")
+@click.argument(
+    "config", metavar="YAML", type=Path, shell_complete=completing.file, help="What `llamafactory-cli export` is given."
+)
 @options.new_name
 @options.also_promote
 @options.training_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from packtrain.cli import documents, options
+from packtrain.cli import completing, documents, options
 from packtrain.cli.helptext import SERVE, command
 from packtrain.cli.session import CACHE, Session, takes
 from packtrain.errors import UsageError
@@ -17,7 +17,9 @@ from packtrain.errors import UsageError
     epilog='vllm serve "$(packtrain pull llama-finetuned@production)"',
 )
 @options.reference
-@click.option("--to", metavar="DIR", type=Path, help="Into this folder, not into the cache.")
+@click.option(
+    "--to", metavar="DIR", type=Path, shell_complete=completing.folder, help="Into this folder, not into the cache."
+)
 @click.option("--pin", is_flag=True, help="Keep it in the cache for good; else for half an hour.")
 @options.verify
 @takes("pull", *CACHE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packtrain.cli import documents, options
+from packtrain.cli import completing, documents, options
 from packtrain.cli.helptext import PUBLISH, command
 from packtrain.cli.session import Session, takes
 from packtrain.cli.terminal import printable
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     panel=PUBLISH,
     epilog="packtrain watch /srv/exports --name llama-finetuned --alias staging --remove-source",
 )
-@click.argument("directory", metavar="DIR", type=Path, help="Where exports appear: each in a folder, or DIR itself.")
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=Path,
+    shell_complete=completing.folder,
+    help="Where exports appear: each in a folder, or DIR itself.",
+)
 @options.new_name
 @click.option("--alias", metavar="ALIAS", help="Promote each new version to this alias, too.")
 @click.option("--remove-source", is_flag=True, help="Delete what was published, once the store's copy is verified.")

@@ -1,0 +1,101 @@
+"""A machine and its shells: `init`, `doctor` and `completion`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from packtrain.cli import text
+from packtrain.cli.completing import SHELLS, script
+from packtrain.cli.helptext import SET_UP, command
+from packtrain.cli.session import CACHE, Session, takes
+from packtrain.cli.terminal import answer, printable
+
+if TYPE_CHECKING:
+    from packtrain.flows.doctor import Check
+
+PROFILES = ("nfs", "object", "mlflow", "hybrid")
+
+
+@command(
+    panel=SET_UP,
+    epilog="packtrain init --profile object --store s3://models/prod",
+)
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    type=click.Choice(PROFILES),
+    required=True,
+    help="A shared volume (nfs), a bucket (object), or MLflow with a bucket (mlflow, hybrid).",
+)
+@takes()
+def init(session: Session, profile: str) -> None:
+    """Write a commented packtrain.toml here.
+
+    It explains every line and marks what must be edited; settings that are given as flags are written into it. A file
+    that is there already stays as it is.
+    """
+    from packtrain.flows.init import EDIT, init
+
+    path = init(profile, Path(), session.settings)
+    session.print(
+        path,
+        text=lambda path: f"wrote {path} for the profile {profile}",
+        document=lambda path: {"path": str(path.absolute()), "profile": profile},
+    )
+    edit = f"edit what is marked {EDIT} in {path}, then: " if EDIT in path.read_text(encoding="utf-8") else ""
+    session.note(f"next: {edit}packtrain doctor")
+
+
+@command(
+    panel=SET_UP,
+    epilog="packtrain doctor",
+)
+@takes(*CACHE, "vllm", "llamafactory")
+def doctor(session: Session) -> int:
+    """Check that this machine is set up right.
+
+    Settings, credentials, what the store allows and guarantees, ledgers, the cache's disk, engines: a line for each,
+    with what to do. Ends with the exit code of the first failure.
+    """
+    from packtrain.cli.progress import reporter
+    from packtrain.client import diagnose
+
+    found = list(_told(session, diagnose(reporter(as_json=session.as_json), **session.settings)))
+    if session.as_json:
+        session.print(found, text=str, document=_document)
+    counts = [(sum(check.level == level for check in found), level) for level in ("failure", "warning")]
+    session.note(" and ".join(text.count(count, level) for count, level in counts if count) or "all is well")
+    return next((check.code for check in found if check.code), 0)
+
+
+@command(
+    panel=SET_UP,
+    epilog="source <(packtrain completion bash)",
+)
+@click.argument("shell", metavar="SHELL", type=click.Choice(list(SHELLS)), help="bash, zsh or fish.")
+@takes()
+def completion(session: Session, shell: str) -> None:
+    """Print what makes a shell complete commands.
+
+    Commands, options, files, and the names, aliases and versions of models that this machine has seen.
+    """
+    group = click.get_current_context().find_root().command
+    session.print(script(shell, group), text=str, document=lambda text: {"shell": shell, "script": text})
+
+
+def _told(session: Session, checks: Iterable[Check]) -> Iterator[Check]:
+    """Each is printed as soon as it is known: a store that does not answer takes a while to say so."""
+    for check in checks:
+        if not session.as_json:
+            answer(f"{check.level:7}  {check.about:18}  {printable(check.what)}")
+            for line in check.fix.splitlines():
+                answer(f"{'':27}  -> {printable(line)}")
+        yield check
+
+
+def _document(checks: Iterable[Check]) -> list[dict[str, str]]:
+    return [{key: getattr(check, key) for key in ("about", "level", "what", "fix")} for check in checks]

@@ -1,0 +1,130 @@
+"""A packtrain.toml for a team: commented, with what must be edited marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from packtrain.errors import Refused, disk_error
+from packtrain.settings import FILE_NAME
+
+EDIT = "EDIT THIS"
+REGISTRIES = ("store",)  # where this Packtrain can register versions; a profile that needs another one is refused
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A way to bring models from training to serving (docs/choosing.md). ``store`` is an example of its stores."""
+
+    says: str
+    store: str
+    about_store: str
+    registry: str = "store"
+    pull: str = "cache"
+
+
+_BUCKET = """\
+A bucket, and a folder in it. Credentials, region and endpoint come from where AWS's own tools look for them:
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or the role of the machine; AWS_REGION; and, for another
+provider than AWS, AWS_ENDPOINT_URL. They never stand in this file."""
+
+PROFILES: Mapping[str, Profile] = {
+    "nfs": Profile(
+        says="models on a shared volume that all machines mount; vLLM opens them there, without a copy",
+        store="file:///mnt/models",
+        about_store="""\
+A folder on the volume, by the path at which every machine mounts it.
+Which mount options matter: docs/shared-volumes.md""",
+        pull="in-place",
+    ),
+    "object": Profile(
+        says="models in a bucket; every serving machine keeps copies on its own disk",
+        store="s3://my-bucket/models",
+        about_store=_BUCKET,
+    ),
+    "mlflow": Profile(
+        says="models in a bucket, registered in an MLflow server",
+        store="s3://my-bucket/models",
+        about_store=_BUCKET,
+        registry="http://mlflow.example.com:5000",
+    ),
+    "hybrid": Profile(
+        says="models in a bucket, registered in an MLflow server; serving machines keep copies and share them",
+        store="s3://my-bucket/models",
+        about_store=_BUCKET,
+        registry="http://mlflow.example.com:5000",
+    ),
+}
+
+
+def init(name: str, directory: Path, given: Mapping[str, str]) -> Path:
+    """Writes the file of a profile into a directory; ``given`` are settings that are known already. Returns its path.
+
+    Raises Refused, and changes nothing, for a profile that this Packtrain cannot work with, and if there is a file.
+    """
+    profile = PROFILES[name]
+    if profile.registry not in REGISTRIES:
+        raise Refused(
+            f"the profile {name} needs an MLflow registry, which this Packtrain cannot use yet; nothing was written",
+            hint="The same bucket works today with the registry inside it: packtrain init --profile object. What is "
+            "published there has the files that MLflow's clients load (docs/choosing.md).",
+        )
+    path = directory / FILE_NAME
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(content(name, profile, given))
+    except FileExistsError:
+        raise Refused(f"{path} is there already", hint="Edit it, or move it away and run this again.") from None
+    except OSError as error:
+        raise disk_error(error, f"could not write {path}") from error
+    return path
+
+
+def content(name: str, profile: Profile, given: Mapping[str, str]) -> str:
+    """The text of the file. A setting that is not ``given`` and has no good default is marked with EDIT."""
+    if profile.pull == "in-place":
+        kept = "what it has seen of the ledgers, and copies if it makes any (--no-in-place)"
+    else:
+        kept = "its copies, and what it has seen of the ledgers"
+
+    def setting(key: str, value: str, about: str, *, edit: bool = False, used: bool = True) -> str:
+        """Its comment and its line; a line that is not ``used`` is commented out."""
+        text = given.get(key, value).replace("\\", "\\\\").replace('"', '\\"')
+        off = "" if used or key in given else "# "
+        return f'{_comment(about)}\n{off}{key} = "{text}"' + (f"  # {EDIT}" if edit and key not in given else "")
+
+    parts = [
+        _comment(
+            f"Packtrain's settings, for the profile {name}:\n{profile.says}.\n\n"
+            "This file counts in its folder and all below it. PACKTRAIN_* variables and flags win over it.\n"
+            "All settings: docs/settings.md. Whether these are right: packtrain doctor"
+        ),
+        setting("store", profile.store, profile.about_store, edit=True),
+        setting(
+            "registry",
+            profile.registry,
+            'Where versions and aliases are registered. "store": in the store itself; nothing else has to run.',
+            edit=profile.registry != "store",
+        ),
+        setting(
+            "pull",
+            profile.pull,
+            'How a version gets to vLLM. "cache": as a copy on this machine. "in-place": as the store\'s own folder.',
+        ),
+        setting(
+            "cache_dir",
+            "~/.cache/packtrain",
+            f"Where this machine keeps {kept}. On a fast local disk.",
+        ),
+        setting("cache_quota", "100%", "How much the copies may take: 500GB, or a share of that disk."),
+        setting("cache_free", "5%", "How much of that disk stays free for others."),
+        setting("vllm", "vllm", "The command that starts vLLM, or its path.", used=False),
+        setting("llamafactory", "llamafactory-cli", "The command that starts LLaMA-Factory, or its path.", used=False),
+        setting("actor", "alice", "Who is written into the ledger; if not set, the login name.", used=False),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
