@@ -288,6 +288,12 @@ def test_secrets_do_not_leave():
     assert redact(kept) == kept
 
 
+def test_secrets_in_a_model_card_do_not_leave(tmp_path, merged):
+    secret = "hf_" + "x" * 34
+    (tmp_path / "README.md").write_text(CARD.replace("org/base", f"{secret}/base").replace("cosine", secret))
+    assert secret not in read(merged, training_dir=tmp_path).encode().decode()
+
+
 def test_the_revision_of_the_repository_that_holds_the_yaml(tmp_path, merged, monkeypatch):
     repository = tmp_path / "repository"
     (repository / "configs").mkdir(parents=True)

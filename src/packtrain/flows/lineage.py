@@ -22,15 +22,13 @@ def trace(store: Store, registry: Registry, reference: Reference) -> Ancestry:
         lineage = read_lineage(store, version)
         made_here = promotions(registry.read(version.name), version.number)
         generations.append(Generation(version, made_here, lineage))
-        version = _base(registry, version, lineage)
+        version = _base(registry, lineage)
     return tuple(generations)
 
 
-def _base(registry: Registry, version: ModelVersion, lineage: Lineage | None) -> ModelVersion | None:
-    """The published version that a version was made from: as its ledger says, as its lineage says, or whichever holds
-    those bytes by now."""
-    if version.base is not None:
-        return _find(registry, str(version.base), str(version.base.digest))
+def _base(registry: Registry, lineage: Lineage | None) -> ModelVersion | None:
+    """The published version that a version was made from: as its lineage names it (an adapter's does what its ledger
+    does), or whichever holds those bytes by now."""
     parent = lineage.base if lineage else None
     if parent is None:
         return None
