@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum, auto
 from pathlib import Path
+from typing import TypeVar
 
 from packtrain.errors import Unavailable
 from packtrain.ports import ObjectInfo, Store
+
+T = TypeVar("T")
 
 
 class Killed(BaseException):
@@ -17,13 +21,26 @@ class Killed(BaseException):
 
 
 class Fault(Enum):
-    """What happens at a call."""
+    """What happens at a call into a store, or (all but `KILLED` and `SHUFFLED`) to a request on the wire."""
 
-    UNAVAILABLE = auto()  # it fails, and has no effect
+    UNAVAILABLE = auto()  # it fails, and has no effect (on the wire: 500)
+    SLOW_DOWN = auto()  # the server is busy and says when to come back, before any effect (503 SlowDown)
+    TOO_MANY = auto()  # the same in other words (429)
     LOST_ANSWER = auto()  # it fails after it has had its effect
     KILLED = auto()  # the process dies before it has an effect
     FLIPPED_BIT = auto()  # one bit of what is read is wrong; a call that reads nothing succeeds
-    CUT_SHORT = auto()  # half of the piece that is read arrives, then nothing more; elsewhere as LOST_ANSWER
+    SHORT = auto()  # half of what is read arrives as if it were all; a call that reads nothing succeeds
+    CUT_SHORT = auto()  # half of what is read arrives, then the connection ends; elsewhere as LOST_ANSWER
+    RESET = auto()  # the same, and the connection is reset
+    STALL = auto()  # the same, but nobody says that nothing more will come, for a long time
+    SHUFFLED = auto()  # a listing comes in another order than usual; other calls succeed
+
+
+RETRY_AFTER = 1  # seconds, after SLOW_DOWN and TOO_MANY
+WIRE = tuple(fault for fault in Fault if fault not in (Fault.KILLED, Fault.SHUFFLED))
+_BUSY = (Fault.SLOW_DOWN, Fault.TOO_MANY)
+_HALF = (Fault.CUT_SHORT, Fault.RESET, Fault.STALL)
+_LATE = (Fault.LOST_ANSWER, *_HALF)
 
 
 def random_plan(seed: int, calls: int, faults: Iterable[Fault] = tuple(Fault), count: int = 1) -> dict[int, Fault]:
@@ -37,12 +54,13 @@ class FaultyStore:
     """A `Store` over ``inner`` that does at call k, counted from 0, what ``plan[k]`` says.
 
     A call is each call of a method and each piece of a body that is read or uploaded. ``calls`` says how many there
-    were: run once without a plan, then once for every k below ``calls``.
+    were: run once without a plan, then once for every k below ``calls``. A `Fault.STALL` lasts ``stall`` seconds.
     """
 
-    def __init__(self, inner: Store, plan: Mapping[int, Fault] | None = None) -> None:
+    def __init__(self, inner: Store, plan: Mapping[int, Fault] | None = None, *, stall: float = 0.0) -> None:
         self._inner = inner
         self._plan = plan or {}
+        self._stall = stall
         self._lock = threading.Lock()
         self._dead = False
         self.calls = 0
@@ -59,16 +77,18 @@ class FaultyStore:
         fault = self._before()
         data = self._inner.get(key)
         self._after(fault)
-        return bytes(_flipped(data)) if fault is Fault.FLIPPED_BIT else data
+        return bytes(_wrong(data, fault))
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         self._after(self._before())
         for piece in self._inner.read(key, start, length, buffer):
             fault = self._before()
-            if fault is Fault.CUT_SHORT:
+            if fault in _HALF:
                 yield piece[: len(piece) // 2]
             self._after(fault)
-            yield memoryview(_flipped(piece)) if fault is Fault.FLIPPED_BIT else piece
+            yield memoryview(_wrong(piece, fault))
+            if fault is Fault.SHORT:
+                return
 
     def create(self, key: str, data: bytes) -> None:
         fault = self._before()
@@ -98,12 +118,14 @@ class FaultyStore:
         return info
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        self._after(self._before())
-        yield from self._inner.list(prefix)
+        fault = self._before()
+        self._after(fault)
+        yield from _shuffled(self._inner.list(prefix), fault)
 
     def children(self, prefix: str) -> Iterator[str]:
-        self._after(self._before())
-        yield from self._inner.children(prefix)
+        fault = self._before()
+        self._after(fault)
+        yield from _shuffled(self._inner.children(prefix), fault)
 
     def locate(self, key: str) -> str:
         return self._inner.locate(key)
@@ -125,16 +147,33 @@ class FaultyStore:
             raise Killed(f"at call {call}")
         if fault is Fault.UNAVAILABLE:
             raise Unavailable(f"a fault was planned at call {call}")
+        if fault in _BUSY:
+            raise Unavailable(f"a fault was planned at call {call}", busy=True, retry_after=RETRY_AFTER)
         return fault
 
     def _after(self, fault: Fault | None) -> None:
-        if fault in (Fault.LOST_ANSWER, Fault.CUT_SHORT):
+        if fault is Fault.STALL:
+            time.sleep(self._stall)
+        if fault in _LATE:
             raise Unavailable(f"a fault was planned: {fault.name}")
 
 
-def _flipped(data: bytes | memoryview) -> bytearray:
-    """A copy in which one bit in the middle is wrong. Nothing has no bit to flip."""
+def _wrong(data: bytes | memoryview, fault: Fault | None) -> bytes | bytearray | memoryview:
+    """What arrives of data that were read: a copy in which one bit in the middle is wrong, or half of them."""
+    if fault is Fault.SHORT:
+        return data[: len(data) // 2]
+    if fault is not Fault.FLIPPED_BIT:
+        return data
     wrong = bytearray(data)
-    if wrong:
+    if wrong:  # nothing has no bit to flip
         wrong[len(wrong) // 2] ^= 1
     return wrong
+
+
+def _shuffled(listing: Iterator[T], fault: Fault | None) -> Iterator[T]:
+    """The same entries: not even sorted backwards, so that nobody gets away with that."""
+    if fault is not Fault.SHUFFLED:
+        return listing
+    entries = list(listing)
+    random.Random(len(entries)).shuffle(entries)
+    return iter(entries)
