@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.training import test_preflight
 
 from packtrain.client import Silent
@@ -249,6 +251,7 @@ ADAPTER_MUTATIONS: dict[str, tuple[str, Break, bool, str, str]] = {
     "another rank": ("lora", config("adapter_config.json", r=8), False, "!adapter-rank", "adapter_config.json"),
     "a pattern of ranks": ("lora", config("adapter_config.json", rank_pattern={"v_proj": 2}), False, "!adapter-rank", "adapter_config.json"),
     "one half of another rank": ("lora", add(LQ + "lora_B.weight", "F32", 32, 3, file=LORA), False, "!adapter-rank", "adapter_config.json"),
+    "a half without a rank": ("lora", add(LQ + "lora_B.weight", "F32", 32, file=LORA), False, "!adapter-rank", "adapter_config.json"),
     "a target forgotten": ("lora", config("adapter_config.json", target_modules=["q_proj"]), False, "!adapter-target", "adapter_config.json"),
     "a pattern that matches less": ("lora", config("adapter_config.json", target_modules=r".*\.q_proj"), False, "!adapter-target", "adapter_config.json"),
     "one layer only, it says": ("lora", config("adapter_config.json", layers_to_transform=[1]), False, "!adapter-target", "adapter_config.json"),
@@ -439,3 +442,67 @@ def test_page_code_and_cases_name_the_same_codes() -> None:
 
 def test_there_are_as_many_mutations_as_promised() -> None:
     assert len(MUTATIONS) + len(SCANNED) + len(ADAPTER_MUTATIONS) >= 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "break_it"),
+    [
+        ("qwen2_vl", inside(CONFIG, "vision_config", "mlp_ratio", value=float("inf"))),
+        ("qwen3_vl", inside(CONFIG, "text_config", "num_hidden_layers", value=True)),
+        ("llama", config(TOKENIZER, added_tokens_decoder={"9" * 5000: 1})),
+        ("llama", put("tokenizer.model", b"\x0a" * 50)),
+        ("sentencepiece", put("tokenizer.model", b"\x0a" * 50)),
+        ("lora", config("adapter_config.json", rank_pattern={"(.*)*z": 1})),  # would take for ever
+        ("lora", config("adapter_config.json", rank_pattern={"(": 1, "x": [1]})),
+        ("lora", config("adapter_config.json", layers_to_transform={"a": 1})),
+        ("lora", config("adapter_config.json", modules_to_save=5)),
+    ],
+)
+def test_what_nobody_can_judge_is_passed_over(kind: str, break_it: Break, copy: Callable[[str], Path]) -> None:
+    directory = copy(kind)
+    break_it(directory)
+    assert {finding.level for finding in find(directory)} <= {"warn"}
+
+
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["q_proj", "*", "("]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+DOCUMENTS = [
+    *((kind, CONFIG, ()) for kind in ("llama", "qwen3_moe", "gptq", "qwen3_vl")),
+    *((kind, CONFIG, (part,)) for kind in ("qwen2_vl", "llava") for part in ("text_config", "vision_config")),
+    ("gptq", CONFIG, ("quantization_config",)),
+    ("llama", GENERATION, ()),
+    ("llama", TOKENIZER, ()),
+    ("llama", "tokenizer.json", ()),
+    ("lora", "adapter_config.json", ()),
+    ("saved", "adapter_config.json", ()),
+]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), value=ANY_JSON, which=st.sampled_from(DOCUMENTS))
+def test_any_value_in_a_document_is_a_finding_or_none(
+    data: st.DataObject, value: Any, which: tuple[str, str, tuple[str, ...]], good: Path, tmp_path: Path
+) -> None:
+    kind, name, section = which
+    directory = tmp_path / kind
+    if not directory.exists():
+        shutil.copytree(good / kind, directory)
+    document = json.loads((good / kind / name).read_text())
+    place = document
+    for part in section:
+        place = place[part]
+    keys = sorted({*place, "rank_pattern", "target_parameters", "layers_to_transform", "added_tokens_decoder", "dtype"})
+    place[data.draw(st.sampled_from(keys))] = value
+    (directory / name).write_text(json.dumps(document))
+    try:
+        for finding in find(directory, good / "llama"):
+            str(finding).encode("utf-8")
+    finally:
+        shutil.copyfile(good / kind / name, directory / name)

@@ -8,7 +8,7 @@ shards        the files of weights and their index
 config        config.json
 tensors       names, shapes and types against config.json, by the tables of `architecture` and `quantisation`
 tokenizer     the tokenizer and what else an answer needs
-adapter       a LoRA against its configuration, its `base` and what vLLM takes
+adapter       a LoRA against its configuration (`lora`), its `base` and what vLLM takes
 scan          numbers that are none, in every byte of the weights
 """
 

@@ -366,7 +366,7 @@ def _qwen_sizes(family: str, vision: Mapping[str, Any]) -> Sizes:
     first = family == "Qwen2VL"
     width, ratio = _size(vision, "embed_dim" if first else "hidden_size"), vision.get("mlp_ratio")
     merge = _size(vision, "spatial_merge_size")
-    inner = int(width * ratio) if width and isinstance(ratio, int | float) else None
+    inner = int(width * ratio) if width and isinstance(ratio, int | float) and 0 < ratio < MAX_COUNT else None
     return {
         "W": width,
         "F": inner if first else _size(vision, "intermediate_size"),

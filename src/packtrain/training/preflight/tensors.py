@@ -43,7 +43,7 @@ def _quantisation_problem(view: View) -> str | None:
         return None
     quantisation = quantisation_of(view.checkpoint)
     if quantisation is None and (traces := Quantisation.traces(view.tensors)):
-        return f"has no quantization_config, and {some(traces)} is quantised"
+        return f"has no quantization_config, and there are quantised tensors: {some(traces)}"
     if quantisation and quantisation.marks and not quantisation.is_in(view.tensors):
         return f"says that the weights are quantised with {quantisation.method}, and none is"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from packtrain.training.checkpoint import Checkpoint
 from packtrain.training.documents import MAX_DOCUMENT, Malformed, parse_object, read_bytes
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -49,7 +51,7 @@ def _ids(name: str, data: bytes) -> list[int]:
 def _added(checkpoint: Checkpoint) -> list[int]:
     """The tokens that were added beside the vocabulary."""
     decoder = checkpoint.document("tokenizer_config.json").get("added_tokens_decoder")
-    numbers = [int(key) for key in decoder if key.isascii() and key.isdecimal()] if isinstance(decoder, dict) else []
+    numbers = [int(key) for key in decoder if _NUMBER.fullmatch(key)] if isinstance(decoder, dict) else []
     return numbers + _integers(checkpoint.document("added_tokens.json").values())
 
 
