@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,13 +34,14 @@ def staged(source: Store, scratch: Path, reporter: Reporter, clock: Clock) -> It
     It is gone at the end; one that a killed process left is removed by the next. Errors inside that name the directory
     name the source instead. Raises NotFound for an empty source, Refused for names that no file can have.
     """
-    objects = {info.key: info for info in _files(source)}
-    origin = StoredDirectory(source, objects, clock)
+    listed = _list(source)
+    files = _files(source, listed)
+    origin = StoredDirectory(source, {info.key: info for info in listed}, clock)
     with _scratch(scratch) as directory, _naming(directory, source.url):
         reporter.begin("reading headers", 0)
         run_all(
             lambda info, halt: _stage(directory / info.key, info, origin, halt),
-            objects.values(),
+            files,
             threads=_THREADS,
             name="stage",
         )
@@ -48,8 +49,7 @@ def staged(source: Store, scratch: Path, reporter: Reporter, clock: Clock) -> It
         yield directory, origin
 
 
-def _files(source: Store) -> list[ObjectInfo]:
-    """Everything in the source but the empty objects that stand for folders."""
+def _list(source: Store) -> list[ObjectInfo]:
     found: list[ObjectInfo] = []
     for info in source.list(""):
         found.append(info)
@@ -57,8 +57,13 @@ def _files(source: Store) -> list[ObjectInfo]:
             raise Refused(f"{source.url} holds more than {MAX_FILES} objects", hint="Give the prefix of one model.")
     if not found:
         raise NotFound(f"there is nothing at {source.url}", hint="Give the prefix that holds config.json.")
-    folders = {folder for info in found for folder in _folders(info.key)}
-    files = [info for info in found if info.size or (info.key not in folders and source.head(info.key))]
+    return found
+
+
+def _files(source: Store, listed: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    """All but the empty objects that stand for folders."""
+    folders = {folder for info in listed for folder in _folders(info.key)}
+    files = [info for info in listed if info.size or (info.key not in folders and source.head(info.key))]
     for info in files:
         parts = info.key.split("/")
         if not {"", ".", ".."}.isdisjoint(parts) or "\0" in info.key or any(len(os.fsencode(p)) > 255 for p in parts):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
 
-from packtrain.errors import AlreadyExists, Unavailable
+from packtrain.errors import AlreadyExists, NotFound, Unavailable
 from packtrain.flows import integrity
 from packtrain.flows.hashing import checked_body
 from packtrain.flows.sources import NewFile
@@ -157,8 +157,11 @@ def _copied(
         reporter.advance(count)
 
     url = file.source.url
-    if url is None or not store.copy_from(url, prefix + entry.path, entry.size, advance):
-        return False
+    try:
+        if url is None or not store.copy_from(url, prefix + entry.path, entry.size, advance):
+            return False
+    except NotFound as error:
+        raise file.source.changed() from error
     if not file.source.tagged and not integrity.is_whole(store, prefix, entry, halt):
         raise file.source.changed()
     return True

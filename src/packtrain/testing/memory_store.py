@@ -11,15 +11,17 @@ from packtrain.ports import ObjectInfo
 
 
 class MemoryStore:
-    """A `Store` whose objects are the ``objects`` of a dictionary, for tests to look at and to damage."""
+    """A `Store` whose objects are the ``objects`` of a dictionary, for tests to look at and to damage. Two of them
+    that exist at once have different names."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "store") -> None:
+        self._name = name
         self.objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
     @property
     def url(self) -> str:
-        return "memory://store"
+        return f"memory://{self._name}"
 
     @property
     def directory(self) -> None:
