@@ -119,7 +119,7 @@ class _Watcher:
         self._reporter = reporter
         self._clock = clock
         self._before: dict[Path, Look] = {}  # at the look before
-        self._damaged: dict[Path, Look] = {}  # what the store holds of it is: nothing to try again
+        self._damaged: dict[Path, tuple[Look, IntegrityError]] = {}  # in the store: nothing to try again
         self._failures = 0
         self.failure: PacktrainError | None = None
 
@@ -156,7 +156,7 @@ class _Watcher:
     def _failed(self, path: Path, error: PacktrainError, failed_before: int) -> Happened:
         self.failure = self.failure or error
         if isinstance(error, IntegrityError):
-            self._damaged[path] = Look.at(path)
+            self._damaged[path] = Look.at(path), error
             return Happened("failed", path, message=error.message, hint=error.hint)
         self._failures = failed_before + 1
         return Happened("failed", path, message=error.message, hint=error.hint, retry=self.pause)
@@ -167,7 +167,9 @@ class _Watcher:
             yield self._remove_files(export, known.removing, self._version(known))
             return
         look = Look.at(export)
-        if look == self._damaged.get(export):
+        damaged = self._damaged.get(export)
+        if damaged and damaged[0] == look:
+            self.failure = self.failure or damaged[1]
             return
         if known and known.look == look.mark and not known.begun:
             self._before[export] = look
