@@ -52,7 +52,7 @@ def objects_of(store: Store) -> dict[str, bytes]:
 
 
 def require_right(house: House, name: str = "llama") -> None:
-    verify(house.store, house.registry, name, every_byte=True, reporter=house.notes)
+    verify(house.store, house.registry, name, every_byte=True, reporter=house.notes, clock=house.clock)
 
 
 @dataclass

@@ -16,7 +16,9 @@ import pytest
 from packtrain.errors import IntegrityError, LocalDiskError, Refused, Unavailable
 from packtrain.flows import in_place
 from packtrain.flows.in_place import TERM, UNATTENDED, InPlace, pull_in_place
+from packtrain.flows.publish import Request
 from packtrain.flows.pull import Snapshot
+from packtrain.flows.repair import repair
 from packtrain.model.lease import Holder, Lease, lease_prefix
 from packtrain.model.ledger import timestamp
 from packtrain.model.reference import Reference
@@ -170,14 +172,15 @@ def test_the_cheap_check_finds_what_sizes_and_names_show(
 
 
 @pytest.mark.parametrize("damage", [damage_missing, damage_shorter])
-def test_publishing_again_repairs_it_as_the_message_says(
+def test_a_repair_mends_it_as_the_message_says(
     house: House, models: Models, model: Path, damage: Callable[[Path], None]
 ) -> None:
     damage(model)
     with pytest.raises(IntegrityError) as caught:
         pull(house)
-    assert "--force" in caught.value.hint
-    house.publish(models.base, force=True)
+    (version,) = house.registry.read(house.registry.names()[0]).state.versions.values()
+    assert f"--name {version.name} --repair" in caught.value.hint
+    repair(house.store, house.registry, Request(models.base, version.name), reporter=house.notes)
     assert pull(house, verify=True).path == model
 
 

@@ -417,7 +417,7 @@ def safe(make_house: Make, store: object, models: Models, path: Path, who: str) 
     require_whole(reader, models.first)
     if contents(path) != contents(models.first):
         assert versions(reader) == [1]
-        verify(reader.store, reader.registry, "llama", every_byte=True, reporter=reader.notes)
+        verify(reader.store, reader.registry, "llama", every_byte=True, reporter=reader.notes, clock=reader.clock)
         assert contents(path).items() <= contents(models.first).items()
 
 
@@ -501,4 +501,4 @@ def test_two_watchers_do_no_harm(make_house: Make, models: Models, folder: Path,
     assert versions(reader) == [1, 2]
     assert sum(events.count("published") for events in told) == 2
     assert os.listdir(folder) == []
-    verify(reader.store, reader.registry, "llama", every_byte=True, reporter=reader.notes)
+    verify(reader.store, reader.registry, "llama", every_byte=True, reporter=reader.notes, clock=reader.clock)

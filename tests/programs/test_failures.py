@@ -224,7 +224,20 @@ def test_names_of_files_keep_their_bytes(published: Cli) -> None:
 
 # Nonsense. In this process, because there is much of it; `serve`, `run` and `export` start other programs.
 
-COMMANDS = ("publish", "promote", "rollback", "archive", "pull", "url", "models", "show", "history", "verify", "")
+COMMANDS = (
+    "publish",
+    "adopt",
+    "promote",
+    "rollback",
+    "archive",
+    "pull",
+    "url",
+    "models",
+    "show",
+    "history",
+    "verify",
+    "",
+)
 WORDS = (
     "llama", "llama/1", "llama@production", "llama@", "@", "/", "llama/0", "llama/99999999999999999", "models:/llama/1",
     "packtrain://", "llama@sha256:", f"llama@sha256:{'0' * 64}", "llama@latest", "..", "../..", "/dev/null", "~", ".",

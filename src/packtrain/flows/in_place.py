@@ -23,7 +23,7 @@ from packtrain.model.lease import Holder, Lease, lease_key
 from packtrain.model.ledger import timestamp
 from packtrain.model.manifest import FILE_NAME, Manifest
 from packtrain.model.reference import Reference
-from packtrain.model.version import ModelVersion
+from packtrain.model.version import ModelVersion, how_to_mend
 from packtrain.ports import Clock, Registry, Reporter, Store
 
 TERM = timedelta(minutes=30)  # how long a lease lasts that nobody renews
@@ -158,7 +158,8 @@ def _resolved(root: Path, version: ModelVersion) -> Path:
     if path != root / version.prefix:
         raise IntegrityError(
             f"{root / version.prefix} leads elsewhere, to {path}",
-            hint="Packtrain follows no links inside a store. Put the directory itself there, or publish it again.",
+            hint="Packtrain follows no links inside a store. Put the directory itself there; or remove the link. "
+            + how_to_mend(version.name),
         )
     return path
 
@@ -171,7 +172,7 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
         if there.get(name) != size:
             raise IntegrityError(
                 f"{path / name} {_found(there, name)}; the manifest says {size} bytes",
-                hint="Restore it from a backup of the store, or publish the same model again with --force.",
+                hint=how_to_mend(path.parent.name),  # models/NAME/DIGEST
             )
     if more := sorted(there.keys() - right.keys()):
         raise IntegrityError(
