@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from packtrain.cache import Partial
+from packtrain.cache import Partial, Pin, trees
 from packtrain.cache.snapshots import LEASE, UNFINISHED
 from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, Unavailable, UsageError
 from packtrain.flows import caching
+from packtrain.model import retention
 from packtrain.model.digest import Digest
 from packtrain.testing.faults import Fault, FaultyStore
 from packtrain.testing.memory_store import MemoryStore
@@ -80,6 +82,60 @@ def test_a_download_takes_its_room_at_once(make_node: Make, store: MemoryStore) 
     node.pull("llama/1")
     node.store.read = read  # type: ignore[assignment,method-assign]
     node.pull("llama/2")
+
+
+def test_the_order_of_use_survives_a_clock_that_was_set_back(make_node: Make) -> None:
+    for first, second in ((1, 2), (2, 1)):
+        node = make_node(f"node-{first}", quota=ROOM_FOR_TWO)
+        node.pull(f"llama/{first}")
+        node.clock.set(node.clock.now() - timedelta(days=400))
+        node.pull(f"llama/{second}")
+        for number in (1, 2):
+            node.unpin(f"llama/{number}")
+        node.pull("llama/3")
+        assert set(node.listed()) == {f"llama/{second}", "llama/3"}
+
+
+def test_what_serves_is_used_now_whenever_it_was_started(make_node: Make) -> None:
+    node = make_node(quota=f"{3 * SIZE + 4000}B")
+    pin = node.hold("llama/1")
+    for number in (2, 3):
+        node.pull(f"llama/{number}")
+        node.unpin(f"llama/{number}")
+    pin.release()
+    node.pull("llama/4")
+    assert set(node.listed()) == {"llama/1", "llama/3", "llama/4"}
+
+
+@pytest.mark.parametrize("kind", ["an engine", "a lease", "a pin"])
+def test_somebody_comes_between_the_plan_and_the_eviction(
+    make_node: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What was about to go stays, and the next in the order goes."""
+    node, other = make_node(quota=ROOM_FOR_TWO), make_node(quota=ROOM_FOR_TWO)
+    for number in (1, 2):
+        node.pull(f"llama/{number}")
+        node.unpin(f"llama/{number}")
+    digest = path_of(node, 1).name
+    plan, plans, pins = retention.plan, list[retention.Plan](), list[Pin]()
+
+    def overtaken(*arguments: Any) -> retention.Plan:
+        plans.append(plan(*arguments))
+        if len(plans) == 1:
+            if kind == "an engine":
+                pins.append(other.hold("llama/1"))
+            elif kind == "a lease":
+                other.pull("llama/1")
+            else:
+                other.pin("llama/1")
+        return plans[-1]
+
+    monkeypatch.setattr(retention, "plan", overtaken)
+    node.pull("llama/3")
+    assert [occupant.digest.hex for occupant in plans[0].evict] == [digest]
+    assert set(node.listed()) == {"llama/1", "llama/3"}
+    for pin in pins:
+        pin.release()
 
 
 def test_hard_links_count_once(make_node: Make) -> None:
@@ -277,6 +333,27 @@ def test_a_sync_that_fails_marks_nothing_durable(make_node: Make, monkeypatch: p
     node.clock.sleep(61)
     node.pull("llama/1")
     assert not node.cache.is_durable(digest)
+
+
+def test_what_took_its_place_while_it_was_synced_is_not_durable(
+    make_node: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node()
+    digest = node.pull("llama/1").version.digest
+    node.clock.sleep(61)
+    sync = trees.sync
+
+    def overtaken(tree: Path) -> None:
+        sync(tree)
+        monkeypatch.setattr(trees, "sync", sync)
+        other = make_node(clock=node.clock)
+        other.unpin("llama/1")
+        other.remove("llama/1")
+        other.pull("llama/1")
+
+    monkeypatch.setattr(trees, "sync", overtaken)
+    node.cache.settle_written()
+    assert node.cache.trusts(digest) and not node.cache.is_durable(digest)
 
 
 def test_a_damaged_snapshot_that_is_in_use_stays_and_is_not_given_out(make_node: Make) -> None:
