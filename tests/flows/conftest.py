@@ -21,7 +21,6 @@ from packtrain.registry.ledger import LedgerRegistry
 from packtrain.registry.memory import SeenLedgers
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.memory_store import MemoryStore
-from tests.conftest import Models as Models
 
 
 class Notes(Silent):

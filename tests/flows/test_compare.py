@@ -15,7 +15,8 @@ from packtrain.model.reference import Reference
 from packtrain.model.tensors import CHANGED, SAME, UNKNOWN, kind_of, tally
 from packtrain.testing.memory_store import MemoryStore
 from packtrain.testing.tinymodels import write_base, write_merged
-from tests.flows.conftest import House, Models
+from tests.conftest import Models
+from tests.flows.conftest import House
 
 
 class Counting(MemoryStore):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +22,8 @@ from packtrain.model.reference import Reference
 from packtrain.ports import Store
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore
-from tests.flows.conftest import House, Models, contents
+from tests.conftest import Models, as_nobody
+from tests.flows.conftest import House, contents
 
 HOLDER = Holder(host="node-1", pid=42, user="alice")
 SHARD = "model-00001-of-00002.safetensors"
@@ -199,22 +197,11 @@ def test_what_an_nfs_client_leaves_of_a_removed_file_is_not_counted(house: House
 
 
 @pytest.fixture
-def open_house(make_house: Callable[..., House], models: Models) -> Iterator[House]:
-    """A machine whose share other users can reach; pytest's own folders are closed to them."""
-    with tempfile.TemporaryDirectory() as home:
-        Path(home).chmod(0o755)
-        house = make_house("open", store=DirectoryStore(Path(home) / "share"))
-        house.publish(models.base)
-        yield house
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+def open_house(make_house: Callable[..., House], models: Models, open_folder: Path) -> House:
+    """A machine whose share other users can reach."""
+    house = make_house("open", store=DirectoryStore(open_folder / "share"))
+    house.publish(models.base)
+    return house
 
 
 @pytest.mark.root

@@ -16,7 +16,8 @@ from packtrain.model.ancestry import Ancestry
 from packtrain.model.lineage import Lineage, Parent
 from packtrain.model.reference import Reference
 from packtrain.testing.tinymodels import write_adapter, write_merge_yaml, write_merged
-from tests.flows.conftest import House, Models
+from tests.conftest import Models
+from tests.flows.conftest import House
 
 
 def ancestry(house: House, reference: str) -> Ancestry:

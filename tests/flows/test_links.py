@@ -20,7 +20,8 @@ from packtrain.model.digest import Digest
 from packtrain.model.reference import Reference
 from packtrain.storage.directory import TEMPORARY, DirectoryStore
 from packtrain.testing.memory_store import MemoryStore
-from tests.flows.conftest import House, Models
+from tests.conftest import Models
+from tests.flows.conftest import House
 
 
 @pytest.fixture

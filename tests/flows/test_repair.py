@@ -19,7 +19,8 @@ from packtrain.model.reference import Reference
 from packtrain.model.version import how_to_mend
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
-from tests.flows.conftest import House, Models, contents
+from tests.conftest import Models
+from tests.flows.conftest import House, contents
 
 Make = Callable[..., House]
 

@@ -14,7 +14,8 @@ from packtrain.model.reference import Reference
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
-from tests.flows.conftest import House, Models
+from tests.conftest import Models
+from tests.flows.conftest import House
 
 Make = Callable[..., House]
 

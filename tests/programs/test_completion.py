@@ -11,9 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
 import pytest
 
+from packtrain.cli import completing
+from packtrain.cli.app import packtrain
+from packtrain.model.ledger import State
 from tests.programs.conftest import PROGRAM, Cli
+from tests.programs.test_help import commands
 
 WITHIN = 60.0  # seconds that a shell has for what it should do at once
 PROMPT = "ready> "
@@ -149,6 +154,20 @@ def test_several_names_come_before_what_belongs_to_each(cli: Cli, published: Cli
     assert candidates(cli, "packtrain show llama/") == ["plain,llama/1"]
 
 
+@pytest.mark.parametrize(("name", "command"), commands(packtrain).items())
+def test_every_path_and_every_name_is_completed(
+    name: str, command: click.Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completing, "_seen", lambda _: [State("llama", trails={"production": (1,)})])
+    offered = dict.fromkeys(("NAME", "REFERENCE", "ALIAS", "SNAPSHOT", "BASE", "BEFORE", "AFTER"), "plain")
+    offered |= {"DIR": "dir", "SOURCE": "dir", "YAML": "file", "FILE": "file", "COMMAND": "file"}
+    with click.Context(command, info_name=name) as context:
+        for parameter in command.params:
+            if (metavar := (parameter.metavar or "").strip("[]")) in offered:
+                kinds = {item.type for item in parameter.shell_complete(context, "")}
+                assert kinds == {offered[metavar]}, parameter.name
+
+
 def test_settings_that_are_typed_count(published: Cli) -> None:
     published.run("models")
     assert candidates(published, "packtrain history ll") == ["plain,llama"]
@@ -174,7 +193,7 @@ def test_the_script_is_one_that_the_shell_accepts(cli: Cli, name: str, check: st
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
 def test_zsh_completes(asked: Cli) -> None:
     with shell(asked, "zsh", "-f", "-i") as terminal:
-        terminal.run("autoload -U compinit; compinit -u; source <(packtrain completion zsh)")
+        terminal.run(f"PROMPT='{PROMPT}'; autoload -U compinit; compinit -u; source <(packtrain completion zsh)")
         terminal.type("packtrain show llama@pr\t")
         terminal.wait_for("llama@production")
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conftest import as_nobody
 
 from packtrain.errors import LocalDiskError, NotFound, PacktrainError, Refused, UsageError
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
@@ -20,19 +21,6 @@ from packtrain.training.preflight import preflight
 
 def codes(directory: Path) -> set[tuple[str, str]]:
     return {(finding.code, finding.where) for finding in inspect(directory).findings}
-
-
-@contextmanager
-def as_nobody():
-    """Permissions mean nothing to root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_merge_is_taken_whole(merged):

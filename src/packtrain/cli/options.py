@@ -44,7 +44,11 @@ training_config = click.option(
     help="The YAML that it was trained with, for the lineage.",
 )
 export_config = click.option(
-    "--export-config", metavar="YAML", type=Path, help="The YAML that it was merged with, for the lineage."
+    "--export-config",
+    metavar="YAML",
+    type=Path,
+    shell_complete=completing.file,
+    help="The YAML that it was merged with, for the lineage.",
 )
 training_dir = click.option(
     "--training-dir",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packtrain.cli import documents
+from packtrain.cli import completing, documents
 from packtrain.cli.helptext import LOOK, command
 from packtrain.cli.session import Session, takes
 from packtrain.cli.text import NONE, UNKNOWN, card, number, of_the_machine, pairs, table
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 
 @command(panel=LOOK, epilog="packtrain compare llama-finetuned/2 llama-finetuned/3")
-@click.argument("before", metavar="BEFORE", help="A reference, as for the other commands.")
-@click.argument("after", metavar="AFTER", help="Another one, of the same model or of another.")
+@click.argument(
+    "before", metavar="BEFORE", shell_complete=completing.references, help="A reference, as for the other commands."
+)
+@click.argument(
+    "after", metavar="AFTER", shell_complete=completing.references, help="Another one, of the same model or of another."
+)
 @click.option("--exact", is_flag=True, help="Also read the small tensors that cannot be told apart by digests.")
 @takes()
 def compare(session: Session, before: str, after: str, exact: bool) -> None:

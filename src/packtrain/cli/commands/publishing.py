@@ -136,7 +136,9 @@ def export(
     panel=PUBLISH,
     epilog="packtrain adopt s3://team-bucket/models/support/v1 --name support-tone --alias production",
 )
-@click.argument("source", metavar="SOURCE", help="A folder, or a prefix: s3://BUCKET/PREFIX.")
+@click.argument(
+    "source", metavar="SOURCE", shell_complete=completing.folder, help="A folder, or a prefix: s3://BUCKET/PREFIX."
+)
 @options.new_name
 @options.also_promote
 @options.training_config

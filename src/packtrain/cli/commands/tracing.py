@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packtrain.cli import documents, options
+from packtrain.cli import completing, documents, options
 from packtrain.cli.helptext import LOOK, command
 from packtrain.cli.session import Session, takes
 from packtrain.cli.terminal import say
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @command(panel=LOOK, epilog="packtrain lineage llama-finetuned@production --svg lineage.svg")
 @options.reference
-@click.option("--svg", metavar="FILE", type=Path, help="Also draw it, with the loss curves, into this file.")
+@click.option(
+    "--svg",
+    metavar="FILE",
+    type=Path,
+    shell_complete=completing.file,
+    help="Also draw it, with the loss curves, into this file.",
+)
 @click.option("--mermaid", is_flag=True, help="Print it as a Mermaid flowchart instead.")
 @takes()
 def lineage(session: Session, reference: str, svg: Path | None, mermaid: bool) -> None:

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     help="Where exports appear: each in a folder, or DIR itself.",
 )
 @options.new_name
-@click.option("--alias", metavar="ALIAS", help="Promote each new version to this alias, too.")
+@click.option(
+    "--alias",
+    metavar="ALIAS",
+    shell_complete=completing.aliases,
+    help="Promote each new version to this alias, too.",
+)
 @click.option("--remove-source", is_flag=True, help="Delete what was published, once the store's copy is verified.")
 @click.option(
     "--interval",
