@@ -27,8 +27,9 @@ from packtrain.storage.objects import ObjectStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
 from packtrain.testing.servers import S3Server
+from tests.conftest import Models
 from tests.flows.below import Below
-from tests.flows.conftest import House, Models, contents
+from tests.flows.conftest import House, contents
 from tests.flows.test_interruptions import killed_at, require_whole
 
 Make = Callable[..., House]

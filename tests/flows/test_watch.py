@@ -19,7 +19,8 @@ from packtrain.model.reference import Reference
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
-from tests.flows.conftest import House, Models, contents
+from tests.conftest import Models
+from tests.flows.conftest import House, contents
 from tests.flows.test_interruptions import killed_at, require_whole
 
 Make = Callable[..., House]
