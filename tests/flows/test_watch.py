@@ -289,8 +289,8 @@ def test_what_the_store_does_not_hold_rightly_is_not_removed(
         if count == 4:
             raise Over
 
-    (failed,) = looks(house, folder, between, remove_source=True)  # and it is said once, not at every look
-    assert failed.event == "failed" and failed.retry is None
+    (failed,) = looks(house, folder, between, remove_source=True)  # and it is not said at every look
+    assert failed.event == "failed" and failed.retry == 60
 
 
 def test_what_changes_while_the_store_is_read_is_not_removed(
@@ -407,6 +407,98 @@ def test_the_folder_goes_away_and_comes_back(house: House, models: Models, folde
 
     events = [each.event for each in looks(house, folder, between)]
     assert events == ["found", "failed", "failed", "published"]
+
+
+def test_one_export_that_fails_does_not_slow_the_others_down(
+    house: House, models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = export(models.second, folder, "locked")
+    scandir = os.scandir
+
+    def denied(path: object = "."):  # type: ignore[no-untyped-def]
+        if Path(os.fspath(path)) == locked.resolve():  # type: ignore[call-overload]
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", denied)
+    pauses: list[float] = []
+    sleep = house.clock.sleep
+
+    def pause(seconds: float) -> None:
+        sleep(seconds)
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            export(models.first, folder)
+        elif len(pauses) == 4:
+            monkeypatch.undo()
+        elif len(pauses) == 9:
+            raise Over
+
+    house.clock.sleep = pause  # type: ignore[method-assign]
+    seen = []
+    with suppress(Over):
+        for happened in watching(house, folder):
+            seen.append((happened.event, happened.path.name, happened.retry))
+    assert set(pauses) == {30.0}
+    assert seen == [
+        ("failed", "locked", 60), ("failed", "locked", 120), ("found", "one", None), ("published", "one", None),
+        ("found", "locked", None), ("published", "locked", None),
+    ]  # fmt: skip
+
+
+def test_a_removal_that_fails_half_way_is_said_and_goes_on(
+    house: House, models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = export(models.first, folder)
+    unlink = Path.unlink
+
+    def denied(self: Path, missing_ok: bool = False) -> None:
+        if self.name == "tokenizer.json":
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    for _ in range(2):
+        with pytest.raises(PacktrainError, match="could not remove"):
+            once(house, folder, remove_source=True)
+    assert "tokenizer.json" in contents(path) and "config.json" not in contents(path)
+    monkeypatch.undo()
+    assert once(house, folder, remove_source=True) == ["removed"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["it made the version", "the version is older"])
+def test_after_a_death_the_alias_moves_only_for_what_was_made_then(
+    make_house: Make, models: Models, store: MemoryStore, folder: Path, ours: bool
+) -> None:
+    """Killed after the version was made and before the alias moved; or when it had only begun to look."""
+    house = make_house()
+    if not ours:
+        house.publish(models.first)
+    export(models.first, folder)
+    dying = make_house("dying")
+    dying.clock.sleep(3600)
+    change, begun = dying.registry.change, iter([not ours])
+
+    def killed(name: str, decide):  # type: ignore[no-untyped-def]
+        log, event = change(name, decide)
+        if event and event.action == "version.created":
+            raise Killed
+        return log, event
+
+    dying.registry.change = killed  # type: ignore[method-assign]
+    if not ours:
+        dying.registry.read = lambda name: house.registry.read(name) if next(begun, False) else _die()  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        once(dying, folder, alias="staging")
+    again = make_house("dying")
+    again.clock.sleep(7200)
+    assert once(again, folder, alias="staging") == ["found", "published" if ours else "known"]
+    assert again.registry.read("llama").state.aliases == ({"staging": 1} if ours else {})
+
+
+def _die() -> object:
+    raise Killed
 
 
 # Killed

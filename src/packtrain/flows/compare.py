@@ -19,7 +19,7 @@ from packtrain.model.manifest import Chunk, FileEntry, Manifest
 from packtrain.model.reference import Reference
 from packtrain.model.safetensors import MAX_HEADER, Header, HeaderError, header_length, parse_header
 from packtrain.model.tensors import UNKNOWN, StoredTensor, decide
-from packtrain.model.version import ModelVersion
+from packtrain.model.version import ModelVersion, how_to_mend
 from packtrain.ports import Registry, Store
 
 _READERS = 16
@@ -127,5 +127,5 @@ def _read_whole(store: Store, version: ModelVersion, file: FileEntry) -> bytes:
 def _changed(version: ModelVersion, file: FileEntry) -> IntegrityError:
     return IntegrityError(
         f"{file.path} of {version} is not what its manifest says: the bytes were changed or damaged",
-        hint="Publish the version again from the original, or restore the file from a backup of the store.",
+        hint=how_to_mend(version.name),
     )

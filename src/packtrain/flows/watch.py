@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packtrain.errors import (
-    IntegrityError,
     NotFound,
     PacktrainError,
     PreflightRefused,
@@ -35,6 +34,7 @@ from packtrain.flows.publish import Request, publish
 from packtrain.flows.pull import read_manifest
 from packtrain.flows.watching import Entry, Look, Memory
 from packtrain.model.finding import Finding
+from packtrain.model.ledger import timestamp
 from packtrain.model.reference import Reference, check_alias, check_name
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Clock, Registry, Reporter, Store
@@ -67,7 +67,7 @@ class Happened:
     refused    it cannot be served as it is (``findings``, or ``message``); it is looked at again when it changes
     removed    its files are gone, because ``version`` holds them; ``stayed`` are those that were not published
     kept       it was to be removed, and was not: ``message`` says why
-    failed     ``message`` and ``hint`` say why; it is tried again in ``retry`` seconds (None: when it changes)
+    failed     ``message`` and ``hint`` say why; it is tried again in ``retry`` seconds, or when it changes
     """
 
     event: str
@@ -104,9 +104,23 @@ def watch(
             return
 
 
+@dataclass(frozen=True, slots=True)
+class _Failing:
+    """What failed with an export that looked like this (None: it could not be looked at), ``times`` in a row. It is
+    tried again at ``due`` by the monotonic clock, or when it looks different."""
+
+    error: PacktrainError
+    look: Look | None
+    times: int
+    due: float
+
+
 class _Watcher:
     """Looks at a folder, again and again. ``pause`` is how long to wait before the next look; ``failure`` the first
-    that the last look met."""
+    that is not over after the last one.
+
+    What fails with one export does not slow the others down; without the store or the folder there is nothing to do.
+    """
 
     def __init__(
         self, store: Store, registry: Registry, request: Watch, memory: Path, reporter: Reporter, clock: Clock
@@ -119,58 +133,64 @@ class _Watcher:
         self._reporter = reporter
         self._clock = clock
         self._before: dict[Path, Look] = {}  # at the look before
-        self._damaged: dict[Path, tuple[Look, IntegrityError]] = {}  # in the store: nothing to try again
-        self._failures = 0
+        self._failing: dict[Path, _Failing] = {}
+        self._away = 0  # looks in a row that found no store, or no folder
         self.failure: PacktrainError | None = None
 
     @property
     def pause(self) -> float:
+        return self._pause(self._away)
+
+    def _pause(self, failures: int) -> float:
         interval = self._request.interval
-        return min(interval * 2.0 ** min(self._failures, 20), max(interval, LONGEST_PAUSE))
+        return min(interval * 2.0 ** min(failures, 20), max(interval, LONGEST_PAUSE))
 
     def look(self) -> Iterator[Happened]:
         """Every export once, oldest first. Stops where the store cannot be reached."""
-        self.failure, failed_before, self._failures = None, self._failures, 0
+        self.failure = None
         with self._memory.held():
             try:
-                exports = [*self._memory.removing(), *find_exports(self._directory)]
+                for export in self._exports():
+                    yield from self._attempt(export)
             except PacktrainError as error:
-                yield self._failed(self._directory, error, failed_before)
-                return
-            for export in dict.fromkeys(exports):
-                try:
-                    yield from self._visit(export)
-                except PacktrainError as error:
-                    if self._is_written(export):
-                        continue
-                    yield self._failed(export, error, failed_before)
-                    if isinstance(error, Unavailable):
-                        return
+                self._away += 1
+                self.failure = error
+                yield _failed(self._directory, error, self.pause)
+            else:
+                self._away = 0
 
-    def _is_written(self, export: Path) -> bool:
-        """Whether it changed since this look came to it: then it is not finished, and what failed is no news."""
-        with suppress(PacktrainError):
-            return Look.at(export) != self._before.get(export)
-        return False
+    def _exports(self) -> list[Path]:
+        """Those first whose removal was begun."""
+        return list(dict.fromkeys([*self._memory.removing(), *find_exports(self._directory)]))
 
-    def _failed(self, path: Path, error: PacktrainError, failed_before: int) -> Happened:
-        self.failure = self.failure or error
-        if isinstance(error, IntegrityError):
-            self._damaged[path] = Look.at(path), error
-            return Happened("failed", path, message=error.message, hint=error.hint)
-        self._failures = failed_before + 1
-        return Happened("failed", path, message=error.message, hint=error.hint, retry=self.pause)
+    def _attempt(self, export: Path) -> Iterator[Happened]:
+        """One export, unless it failed a short while ago. Raises Unavailable."""
+        failing = self._failing.get(export)
+        if failing and failing.look == _try_look(export) and self._clock.monotonic() < failing.due:
+            self.failure = self.failure or failing.error
+            return
+        try:
+            yield from self._visit(export)
+            self._failing.pop(export, None)
+        except Unavailable:
+            raise
+        except PacktrainError as error:
+            look = _try_look(export)
+            if look is not None and look != self._before.get(export):
+                return  # somebody writes to it: it is not finished, and what failed is no news
+            times = failing.times + 1 if failing else 1
+            retry = self._pause(times)
+            self._failing[export] = _Failing(error, look, times, self._clock.monotonic() + retry)
+            self.failure = self.failure or error
+            yield _failed(export, error, retry)
 
     def _visit(self, export: Path) -> Iterator[Happened]:
         known = self._memory.get(export)
         if known and known.removing is not None:
+            self._before[export] = Look.at(export)
             yield self._remove_files(export, known.removing, self._version(known))
             return
         look = Look.at(export)
-        damaged = self._damaged.get(export)
-        if damaged and damaged[0] == look:
-            self.failure = self.failure or damaged[1]
-            return
         if known and known.look == look.mark and not known.begun:
             self._before[export] = look
             if self._request.remove_source and known.version:
@@ -181,17 +201,18 @@ class _Watcher:
             if new:
                 yield Happened("found", export)
         else:
-            yield from self._publish(export, look, resumed=bool(known and known.begun and known.look == look.mark))
+            begun = known.begun if known and known.look == look.mark else ""
+            yield from self._publish(export, look, begun)
 
-    def _publish(self, export: Path, look: Look, *, resumed: bool) -> Iterator[Happened]:
-        """``resumed``: a publish of these bytes was begun before, and nobody knows how far it came."""
+    def _publish(self, export: Path, look: Look, begun: str) -> Iterator[Happened]:
+        """``begun``: when these bytes were begun to be published before, and nobody knows how far it came; or empty."""
         self._registry.read(self._request.name)  # before the export is hashed for nothing
         try:
             inspect(export)
         except Refused as error:
             yield self._refused(export, look, error)
             return
-        self._memory.put(export, Entry(look.mark, begun=True))
+        self._memory.put(export, Entry(look.mark, begun=begun or timestamp(self._clock.now())))
         request = Request(directory=export, name=self._request.name)
         try:
             published = publish(self._store, self._registry, request, reporter=self._reporter, clock=self._clock)
@@ -200,12 +221,13 @@ class _Watcher:
             return
         version = published.version
         assert version is not None
-        # An alias moves for a new version only: bytes that were known (the memory is lost, say) must not undo what
-        # people did with it since.
-        if self._request.alias and (published.created or resumed):
+        # An alias moves for a new version only, if need be after the death of who made it: bytes that were known before
+        # (the memory is lost, say) must not undo what people did with the alias since.
+        new = published.created or bool(begun and version.created >= begun)
+        if self._request.alias and new:
             reference = Reference(version.name, version=version.number)
             promote(self._registry, reference, self._request.alias, expect=None, reason="watch --alias")
-        yield Happened("published" if published.created or resumed else "known", export, version)
+        yield Happened("published" if new else "known", export, version)
         if Look.at(export) != look:
             return  # it was whole, and went on: it is looked at as a new one
         self._memory.put(export, Entry(look.mark, version=version.number))
@@ -240,6 +262,7 @@ class _Watcher:
                 with suppress(OSError):  # not empty: something was left behind, or came
                     folder.rmdir()
         except OSError as error:
+            self._before[export] = Look.at(export)  # it was us who changed it
             raise disk_error(error, f"could not remove what was published from {export}") from error
         stayed = tuple(sorted(Look.at(export).files))
         self._memory.forget(export)
@@ -261,13 +284,36 @@ def find_exports(directory: Path) -> list[Path]:
                 for entry in entries
                 if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
             ]
-        exports = [folder for folder in folders if _is_export(folder)]
+        exports = [folder for folder in folders if _may_be_export(folder)]
     except OSError as error:
         raise disk_error(error, f"could not look into {directory}") from error
-    return sorted(exports, key=lambda export: (Look.at(export).newest, export))
+    return sorted(exports, key=lambda export: (_newest(export), export))
+
+
+def _may_be_export(directory: Path) -> bool:
+    """Also where it cannot be seen: then there is something to be said about it."""
+    try:
+        return _is_export(directory)
+    except OSError:
+        return True
 
 
 def _is_export(directory: Path) -> bool:
     with suppress(FileNotFoundError), os.scandir(directory) as entries:
         return any(entry.name in _FIRST or entry.name.endswith(".safetensors") for entry in entries)
     return False
+
+
+def _newest(export: Path) -> int:
+    look = _try_look(export)
+    return look.newest if look else 0
+
+
+def _try_look(export: Path) -> Look | None:
+    with suppress(PacktrainError):
+        return Look.at(export)
+    return None
+
+
+def _failed(path: Path, error: PacktrainError, retry: float) -> Happened:
+    return Happened("failed", path, message=error.message, hint=error.hint, retry=retry)

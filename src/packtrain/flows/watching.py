@@ -65,12 +65,13 @@ class Look:
 class Entry:
     """What is known of an export: how it looked, and the ``version`` that holds it, or None if it was refused.
 
-    ``begun``: it is being published, by a process that may have died. ``removing``: these of its files are to go.
+    ``begun``: when its publish began (as in the ledger), by a process that may have died; empty if it is over.
+    ``removing``: these of its files are to go.
     """
 
     look: str
     version: int | None = None
-    begun: bool = False
+    begun: str = ""
     removing: Mapping[str, File] | None = None
 
 

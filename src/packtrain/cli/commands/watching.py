@@ -75,8 +75,7 @@ def _text(happened: Happened) -> str:
         case "kept":
             what = f"not removed: {happened.message}"
         case _:
-            again = f"trying again in {happened.retry:.0f} s" if happened.retry is not None else "waiting for a change"
-            what = f"failed ({again}): {happened.message}"
+            what = f"failed, trying again in {happened.retry:.0f} s: {happened.message}"
     lines = [f"{happened.path}: {what}"]
     lines += [f"  {finding.level} {finding}\n    -> {finding.fix}" for finding in happened.findings]
     if happened.hint and not happened.findings:
