@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
-    from packtrain.flows.pull import Snapshot
+    from packtrain.flows.pull import Node, Outlook, Snapshot
     from packtrain.flows.repair import Repaired
     from packtrain.flows.serve import Supply
     from packtrain.flows.verify import Verified
@@ -101,6 +101,8 @@ class Client:
         cache_quota: str | None = None,
         cache_free: str | None = None,
         pull: str | None = None,
+        pull_memory: str | None = None,
+        pull_bandwidth: str | None = None,
         actor: str | None = None,
         vllm: str | None = None,
         llamafactory: str | None = None,
@@ -113,6 +115,8 @@ class Client:
             "cache_quota": cache_quota,
             "cache_free": cache_free,
             "pull": pull,
+            "pull_memory": pull_memory,
+            "pull_bandwidth": pull_bandwidth,
             "actor": actor,
             "vllm": vllm,
             "llamafactory": llamafactory,
@@ -399,16 +403,13 @@ class Client:
             return pull_in_place(parts.registry, self._in_place(verify), wanted, reporter=self._reporter)
         from packtrain.flows.pull import pull
 
-        return pull(
-            parts.store,
-            parts.registry,
-            parts.cache,
-            wanted,
-            reporter=self._reporter,
-            clock=parts.clock,
-            to=_path(to),
-            keep=keep,
-        )
+        return pull(self._node(), wanted, to=_path(to), keep=keep)
+
+    def foresee(self, reference: str) -> Outlook:
+        """What a pull into the cache would link and copy from other snapshots, and fetch. Changes nothing."""
+        from packtrain.flows.pull import foresee
+
+        return foresee(self._node(), Reference.parse(reference))
 
     def cached(self) -> Listing:
         """What is in the cache of this node, who holds it, and how much there may be."""
@@ -474,8 +475,15 @@ class Client:
 
         if self.settings.pull == "in-place":
             return self._in_place(verify)
+        return FromCache(self._node())
+
+    def _node(self) -> Node:
+        from packtrain.flows.download import Limits
+        from packtrain.flows.pull import Node
+
         parts = self._parts
-        return FromCache(parts.store, parts.registry, parts.cache, reporter=self._reporter, clock=parts.clock)
+        limits = Limits(memory=self.settings.pull_memory, bandwidth=self.settings.pull_bandwidth)
+        return Node(parts.store, parts.registry, parts.cache, self._reporter, parts.clock, limits)
 
     def _in_place(self, verify: bool) -> InPlace:
         from packtrain.flows.in_place import InPlace

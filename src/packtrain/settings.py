@@ -19,6 +19,7 @@ from packtrain.model.amount import Amount
 FILE_NAME = "packtrain.toml"
 CONFIG = "PACKTRAIN_CONFIG"  # the variable that names another file
 DEFAULT = "default"
+UNLIMITED = "unlimited"
 PULLS = ("cache", "in-place")
 
 
@@ -32,6 +33,8 @@ class Settings:
     cache_quota: Amount  # how much they may take
     cache_free: Amount  # how much of their disk stays free
     pull: str  # "cache": a copy on this node; "in-place": the store's own directory, without one
+    pull_memory: int  # bytes in flight, at most
+    pull_bandwidth: int | None  # bytes a second, at most
     actor: str  # who is written into the ledger
     vllm: str  # the command that starts vLLM
     llamafactory: str  # the command that starts LLaMA-Factory
@@ -49,10 +52,13 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
         raise UsageError(
             f"{said_by['pull']} = {values['pull']!r} makes no sense", hint=f"It is one of: {', '.join(PULLS)}."
         )
+    bandwidth = values.pop("pull_bandwidth")
     return Settings(
         cache_dir=_with_home(values.pop("cache_dir")).absolute(),
         cache_quota=_amount(values.pop("cache_quota"), said_by["cache_quota"]),
         cache_free=_amount(values.pop("cache_free"), said_by["cache_free"]),
+        pull_memory=_bytes(values.pop("pull_memory"), said_by["pull_memory"]),
+        pull_bandwidth=None if bandwidth == UNLIMITED else _bytes(bandwidth, said_by["pull_bandwidth"]),
         **values,
     )
 
@@ -106,6 +112,8 @@ def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
         "cache_quota": "100%",
         "cache_free": "5%",
         "pull": "cache",
+        "pull_memory": "64MiB",
+        "pull_bandwidth": UNLIMITED,
         "actor": _user(),
         "vllm": "vllm",
         "llamafactory": "llamafactory-cli",
@@ -144,6 +152,13 @@ def _amount(text: str, said_by: str) -> Amount:
         return Amount(text)
     except UsageError as error:
         raise UsageError(f"{said_by}: {error}", hint=error.hint) from error
+
+
+def _bytes(text: str, said_by: str) -> int:
+    count = _amount(text, said_by).of(0)
+    if count < 1:
+        raise UsageError(f"{said_by}: {text!r} is not an amount of bytes", hint="Write it like 64MiB or 200MB.")
+    return count
 
 
 def _from_file(path: Path) -> dict[str, str]:

@@ -13,6 +13,8 @@ from blake3 import blake3
 
 from packtrain.cache import Cache, Pin
 from packtrain.flows import caching
+from packtrain.flows import pull as flows_pull
+from packtrain.flows.download import Limits
 from packtrain.flows.pull import Snapshot, hold, pull, resolve
 from packtrain.model.amount import Amount
 from packtrain.model.digest import Digest
@@ -66,20 +68,16 @@ class Node:
         return digest
 
     def pull(self, reference: str, *, keep: bool = False) -> Snapshot:
-        return pull(
-            self.store,
-            self.registry,
-            self.cache,
-            Reference.parse(reference),
-            reporter=self.notes,
-            clock=self.clock,
-            keep=keep,
-        )
+        return pull(self.parts, Reference.parse(reference), keep=keep)
+
+    @property
+    def parts(self) -> flows_pull.Node:
+        return flows_pull.Node(self.store, self.registry, self.cache, self.notes, self.clock, Limits())
 
     def hold(self, reference: str) -> Pin:
         """What an engine's process would inherit."""
         version = resolve(self.registry, Reference.parse(reference), self.notes)
-        return hold(self.store, self.registry, self.cache, version, reporter=self.notes, clock=self.clock)[1]
+        return hold(self.parts, version)[1]
 
     def verify(self, which: str | None = None) -> list[str]:
         return [each.name for each in caching.verify(self.cache, self.registry, which, reporter=self.notes)]

@@ -12,6 +12,8 @@ import pytest
 
 from packtrain.cache import Cache
 from packtrain.client import Silent
+from packtrain.flows import pull as flows_pull
+from packtrain.flows.download import Limits
 from packtrain.flows.publish import Published, Request, publish
 from packtrain.flows.pull import Snapshot, pull
 from packtrain.model.amount import Amount
@@ -70,16 +72,11 @@ class House:
         return publish(self.store, self.registry, request, reporter=self.notes, clock=self.clock)
 
     def pull(self, reference: str, to: Path | None = None, keep: bool = False) -> Snapshot:
-        return pull(
-            self.store,
-            self.registry,
-            self.cache,
-            Reference.parse(reference),
-            reporter=self.notes,
-            clock=self.clock,
-            to=to,
-            keep=keep,
-        )
+        return pull(self.parts, Reference.parse(reference), to=to, keep=keep)
+
+    @property
+    def parts(self) -> flows_pull.Node:
+        return flows_pull.Node(self.store, self.registry, self.cache, self.notes, self.clock, Limits())
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from packtrain.errors import (
     Unavailable,
 )
 from packtrain.flows import catalog, integrity
-from packtrain.flows.download import Limits, StoreSource
-from packtrain.flows.fetching import fetch
+from packtrain.flows.download import Limits, StoreSource, download
 from packtrain.flows.promote import archive, promote, roll_back
 from packtrain.flows.verify import verify
 from packtrain.model.manifest import FILE_NAME, Manifest
@@ -269,7 +268,16 @@ def test_a_partial_download_goes_on_after_a_reboot_with_what_is_whole(
     node = make_house("node", boot="boot-1")
     manifest = Manifest.decode(store.objects[f"models/llama/{digest.hex}/{FILE_NAME}"])
     partial = node.cache.begin(digest, manifest, name_of=str)
-    fetch([StoreSource(store, f"models/llama/{digest.hex}/")], manifest, partial, Limits(), node.notes, node.clock)
+    download(
+        [StoreSource(store, f"models/llama/{digest.hex}/")],
+        manifest,
+        partial.finished,
+        partial,
+        what="fetching",
+        limits=Limits(),
+        reporter=node.notes,
+        clock=node.clock,
+    )
     largest = max(manifest.files, key=lambda file: file.size)
     with partial.open(largest.path) as descriptor:
         os.pwrite(descriptor, b"lost", 0)

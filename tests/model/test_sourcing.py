@@ -7,8 +7,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packtrain.model.digest import Digest
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
-from packtrain.model.sourcing import Run, missing_runs
+from packtrain.model.sourcing import Place, Run, find_at_hand, missing_runs
 
 MIB = 1 << 20
 REQUEST = 16 * MIB
@@ -84,3 +85,61 @@ def test_what_is_left_of_a_run(manifest: Manifest, count: int) -> None:
 
 def test_nothing_is_missing() -> None:
     assert list(missing_runs(manifest_of([[1, 2], [], [3]]), range(3))) == []
+
+
+# What other snapshots hold
+
+contents = st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=1, max_size=4)  # chunks by their content
+
+
+def version_of(files: list[list[int]]) -> Manifest:
+    """Chunk n has 10 + n bytes and the digest n."""
+    entries = []
+    for index, cut in enumerate(files):
+        chunks = tuple(Chunk(10 + n, f"{n:064x}") for n in cut)
+        sha256 = Digest.of(repr(cut).encode()).hex
+        entries.append(FileEntry(f"{index:03}", sum(chunk.length for chunk in chunks), sha256, chunks))
+    return Manifest.of("merged", entries)
+
+
+@given(contents, st.lists(contents, max_size=3), st.data())
+def test_what_is_at_hand_is_found_and_nothing_else(
+    wanted: list[list[int]], others: list[list[list[int]]], data: st.DataObject
+) -> None:
+    manifest = version_of(wanted)
+    snapshots = {Digest(f"{n:064x}"): version_of(files) for n, files in enumerate(others)}
+    found = find_at_hand(manifest, snapshots.items())
+    every = places(manifest)
+    finished = data.draw(st.sets(st.integers(0, max(len(every) - 1, 0))))
+    copies = list(found.copies(manifest, finished))
+
+    def lies(place: Place, chunk: Chunk, start: int) -> bool:
+        file = next(file for file in snapshots[place.snapshot].files if file.path == place.path)
+        offset = 0
+        for other in file.chunks:
+            if offset == place.start + start:
+                return other == chunk
+            offset += other.length
+        return False
+
+    copied = set()
+    for copy in copies:
+        start = 0
+        for index, chunk in enumerate(copy.run.chunks, start=copy.run.first):
+            assert lies(copy.place, chunk, start), "a copy gives what the manifest says"
+            copied.add(index)
+            start += chunk.length
+    present = {chunk for files in others for cut in files for chunk in cut}
+    for index, (_, _, chunk) in enumerate(every):
+        assert (index in copied) == (int(chunk.blake3, 16) in present and index not in finished)
+    for path, place in found.files.items():
+        mine = next(file for file in manifest.files if file.path == path)
+        theirs = next(file for file in snapshots[place.snapshot].files if file.path == place.path)
+        assert (mine.sha256, mine.size) == (theirs.sha256, theirs.size) and mine.size
+    for one, next_one in pairwise(copies):
+        assert one.run.file != next_one.run.file or (
+            one.run.end < next_one.run.begin
+            or one.place.snapshot != next_one.place.snapshot
+            or one.place.path != next_one.place.path
+            or one.place.start + one.run.length != next_one.place.start
+        ), "neighbours are one copy"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -24,9 +25,12 @@ class Partial:
     The journal's first line is the boot under which it was written, then the index of each finished chunk as four
     bytes. Data is written before its index, so within one boot the journal is true even after a kill; after a reboot
     its chunks are `doubtful`: they are to be read back and checked.
+
+    ``links`` are files of it that other snapshots, which are trusted, hold whole: they become hard links, and are never
+    written to.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, boot: str) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, boot: str, links: Mapping[str, Path] | None = None) -> None:
         self.directory = directory
         self.tree = directory / "tree"
         self._manifest = manifest
@@ -35,11 +39,13 @@ class Partial:
         self._lock = Lock()
         self.finished: set[int] = set()
         self.doubtful: set[int] = set()
+        self.linked = 0  # bytes of the files that became links just now
         self._journal = -1
         try:
             with self._disk("could not prepare the download"):
                 self._make_writable()
                 self._open_journal()
+                self._link(links or {})
                 self._preallocate()
         except BaseException:
             self.close()
@@ -55,11 +61,11 @@ class Partial:
         finally:
             os.close(descriptor)
 
-    def finish(self, index: int) -> None:
-        """Notes that a chunk is written and checked."""
+    def finish(self, *indexes: int) -> None:
+        """Notes that chunks are written and checked."""
         with self._lock, self._disk("could not note a finished chunk"):
-            os.write(self._journal, index.to_bytes(_INDEX_BYTES, "little"))
-            self.finished.add(index)
+            os.write(self._journal, b"".join(index.to_bytes(_INDEX_BYTES, "little") for index in indexes))
+            self.finished.update(indexes)
 
     def settle_doubts(self) -> None:
         """Begins the journal anew with what is finished now: every doubtful chunk was checked or will be fetched."""
@@ -99,38 +105,55 @@ class Partial:
         return self._boot.encode() + b"\n"
 
     def _make_writable(self) -> None:
-        """A download that was interrupted while it got its name is read-only already."""
+        """A download that was interrupted while it got its name is read-only already. What is another snapshot's,
+        too, stays so."""
         self.tree.mkdir(parents=True, exist_ok=True)
         for folder, names in walk(self.tree):
             folder.chmod(0o755)
             for name in names:
-                (folder / name).chmod(0o644)
+                if not _is_shared(folder / name):
+                    (folder / name).chmod(0o644)
 
     def _open_journal(self) -> None:
         self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        header, newline, indexes = self._journal_path.read_bytes().partition(b"\n")
-        whole = len(indexes) - len(indexes) % _INDEX_BYTES
-        noted = {int.from_bytes(indexes[i : i + _INDEX_BYTES], "little") for i in range(0, whole, _INDEX_BYTES)}
-        here = self._chunks_here()
-        if newline and header == self._boot.encode():
-            self.finished = noted & here
-        elif newline:
-            self.doubtful = noted & here
-        if not newline or not noted <= here or whole < len(indexes):
-            self._write_journal(header + newline if self.doubtful else self._header, self.finished | self.doubtful)
+        boot, noted, torn = _read_journal(self._journal_path)
+        here = noted & _chunks_here(self.tree, self._manifest)
+        if boot == self._boot:
+            self.finished = here
+        else:
+            self.doubtful = here
+        if torn or here != noted:
+            self._write_journal(f"{boot}\n".encode() if self.doubtful else self._header, here)
         os.lseek(self._journal, 0, os.SEEK_END)
 
-    def _chunks_here(self) -> set[int]:
-        """The chunks of the files that have their size. Another file holds nothing, whatever the journal says: a
-        removal may have been interrupted between the two."""
-        here: set[int] = set()
+    def _link(self, links: Mapping[str, Path]) -> None:
+        """A link that cannot be made (too many, another file system) is fetched or copied like the rest."""
         index = 0
+        linked: list[int] = []
         for file in self._manifest.files:
             chunks = range(index, index := index + len(file.chunks))
-            with suppress(FileNotFoundError):
-                if (self.tree / file.path).lstat().st_size == file.size:
-                    here.update(chunks)
-        return here
+            path = self.tree / file.path
+            if _is_shared(path) and not self.finished.issuperset(chunks):  # it must not be written to
+                path.unlink()
+                self.doubtful.difference_update(chunks)
+            if (source := links.get(file.path)) is None or self.finished.issuperset(chunks):
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = (
+                self.directory / uuid.uuid4().hex
+            )  # not in the tree: a crash must not make it a file of the version
+            try:
+                os.link(source, beside, follow_symlinks=False)
+                beside.rename(path)
+            except OSError:
+                with suppress(OSError):
+                    beside.unlink()
+                continue
+            self.doubtful.difference_update(chunks)
+            self.linked += file.size
+            linked.extend(chunks)
+        if linked:
+            self.finish(*linked)
 
     def _write_journal(self, header: bytes, indexes: Iterable[int]) -> None:
         os.ftruncate(self._journal, 0)
@@ -141,6 +164,8 @@ class Partial:
         """Gives every file its size, so that a full disk is met before the download and not at its end."""
         for file in self._manifest.files:
             path = self.tree / file.path
+            if _is_shared(path):
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
@@ -156,6 +181,44 @@ class Partial:
             yield
         except OSError as error:
             raise disk_error(error, f"{problem} in {self.directory}") from error
+
+
+def finished_chunks(directory: Path, manifest: Manifest, boot: str) -> set[int]:
+    """The chunks that a download which may have been begun has, without opening it."""
+    try:
+        under, noted, _ = _read_journal(directory / JOURNAL)
+    except OSError:
+        return set()
+    return noted & _chunks_here(directory / "tree", manifest) if under == boot else set()
+
+
+def _read_journal(path: Path) -> tuple[str, set[int], bool]:
+    """The boot under which it was written, the chunks it notes, and whether its end or all of it is missing."""
+    header, newline, indexes = path.read_bytes().partition(b"\n")
+    whole = len(indexes) - len(indexes) % _INDEX_BYTES
+    noted = {int.from_bytes(indexes[i : i + _INDEX_BYTES], "little") for i in range(0, whole, _INDEX_BYTES)}
+    return header.decode(errors="replace"), noted, not newline or whole < len(indexes)
+
+
+def _chunks_here(tree: Path, manifest: Manifest) -> set[int]:
+    """The chunks of the files that have their size. Another file holds nothing, whatever the journal says: a removal
+    may have been interrupted between the two."""
+    here: set[int] = set()
+    index = 0
+    for file in manifest.files:
+        chunks = range(index, index := index + len(file.chunks))
+        with suppress(FileNotFoundError):
+            if (tree / file.path).lstat().st_size == file.size:
+                here.update(chunks)
+    return here
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether it is a file that something else links to, too."""
+    try:
+        return path.lstat().st_nlink > 1
+    except FileNotFoundError:
+        return False
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from pathlib import Path
 from packtrain.cache import trees
 from packtrain.cache.locks import Locks, Pin
 from packtrain.cache.marks import Marks
-from packtrain.cache.partial import JOURNAL, Partial
+from packtrain.cache.partial import JOURNAL, Partial, finished_chunks
 from packtrain.cache.shortage import remedy, shortage
 from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, disk_error
 from packtrain.model import retention
@@ -147,23 +147,31 @@ class Cache:
         with self._locks.exclusive(f"{digest.hex}.fetch", on_wait):
             yield
 
-    def begin(self, digest: Digest, manifest: Manifest, *, name_of: Naming) -> Partial:
+    def begin(
+        self, digest: Digest, manifest: Manifest, *, name_of: Naming, links: Mapping[str, Path] | None = None
+    ) -> Partial:
         """The download of a version, begun or continued, with room for all of it. Only inside `fetching`.
 
+        ``links``: files of it that snapshots here hold whole. These snapshots are trusted, and pinned by the caller.
         Evicts what has to go. Raises LocalDiskError, which says what holds the space, before anything was changed.
         """
+        links = links or {}
         with self._making_room():
-            self._make_room(digest, manifest, name_of)
+            self._make_room(digest, manifest, frozenset(links), name_of)
             tree = self._unfinished(digest)
             begun = tree.exists()
             try:
-                return Partial(tree, manifest, self.boot)
+                return Partial(tree, manifest, self.boot, links)
             except LocalDiskError:
                 if not begun:  # there is nothing in it that could be continued
                     with suppress(OSError):
                         trees.throw_away(tree, self._trash)
                         trees.empty(self._trash)
                 raise
+
+    def begun(self, digest: Digest, manifest: Manifest) -> set[int]:
+        """The chunks that an unfinished download has, by its journal."""
+        return finished_chunks(self._unfinished(digest), manifest, self.boot)
 
     def admit(self, digest: Digest, partial: Partial) -> Path:
         """Makes a finished, verified download the snapshot. Only inside `fetching`."""
@@ -244,14 +252,16 @@ class Cache:
             f"{name} stays in the cache: {self.held_by(occupant)}", hint=f"{remedy(name, occupant)}, then remove it."
         )
 
-    def _make_room(self, digest: Digest, manifest: Manifest, name_of: Naming) -> None:
+    def _make_room(self, digest: Digest, manifest: Manifest, links: Set[str], name_of: Naming) -> None:
+        whole = manifest.size + len(manifest.encode())
+        linked = sum(file.size for file in manifest.files if file.path in links)
         while True:
             occupants = self._occupants()
             for occupant in occupants:
                 if occupant.holds.in_use and occupant.trust != "unfinished":
                     self.touch(occupant.digest)  # what serves now is used now, whenever it was started
             begun = sum(o.size for o in occupants if o.digest == digest and o.trust == "unfinished")
-            needed = max(0, manifest.size + len(manifest.encode()) - begun)
+            needed = max(0, whole - max(begun, linked))  # a download that was begun has its links, and its full size
             room = self._room(occupants)
             plan = retention.plan(occupants, needed, room)
             if not plan.fits:

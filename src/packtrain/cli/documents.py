@@ -77,6 +77,8 @@ def snapshot(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "path": str(snapshot.path),
         "fetched": snapshot.fetched,
+        "linked": snapshot.linked,
+        "copied": snapshot.copied,
         "in_place": snapshot.in_place,
         "verified": snapshot.verified,
         **version(snapshot.version),

@@ -63,6 +63,8 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
         expose_value=False,
         callback=_keep_pull,
     ),
+    "pull_memory": _setting("--pull-memory", "AMOUNT", "How much of a pull may be in flight."),
+    "pull_bandwidth": _setting("--pull-bandwidth", "AMOUNT", "How many bytes a second a pull may fetch: 200MB."),
     "actor": _setting("--actor", "WHO", "Who is written into the ledger."),
     "vllm": _setting("--vllm", "COMMAND", "The command that starts vLLM.", shell_complete=completing.file),
     "llamafactory": _setting(
@@ -70,6 +72,7 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
     ),
 }
 EVERYWHERE = ("json", "store", "registry", "cache_dir")
+PULL = ("pull", "pull_memory", "pull_bandwidth", "cache_quota", "cache_free")  # of commands that may pull
 CACHE = ("cache_quota", "cache_free")  # of commands that may evict, or say how much room there is
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from packtrain.cache import Cache, Naming, Partial, Pin
+from packtrain.cache import Cache, Partial, Pin
 from packtrain.errors import (
     IntegrityError,
     LocalDiskError,
@@ -16,9 +17,10 @@ from packtrain.errors import (
     disk_error,
 )
 from packtrain.flows import integrity
-from packtrain.flows.download import Limits, StoreSource
-from packtrain.flows.fetching import fetch
+from packtrain.flows.download import Limits, StoreSource, download
 from packtrain.flows.naming import namer
+from packtrain.flows.reuse import Borrowed, Share, borrowing, copy_chunks, recheck, shares
+from packtrain.model.amount import size
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import Log
 from packtrain.model.manifest import FILE_NAME, Manifest, refuse_unsafe
@@ -28,8 +30,21 @@ from packtrain.ports import Clock, Registry, Reporter, Store
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """What a pull works with."""
+
+    store: Store
+    registry: Registry
+    cache: Cache
+    reporter: Reporter
+    clock: Clock
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A complete, read-only directory. ``fetched`` bytes came from the store for it (0: it was here).
+    """A complete, read-only directory. In bytes: ``fetched`` came from the store for it; ``linked`` and ``copied``
+    from other snapshots (all 0: it was here).
 
     ``in_place``: it is the store's own. ``verified``: every byte was checked; always so for a copy.
     """
@@ -37,6 +52,8 @@ class Snapshot:
     path: Path
     version: ModelVersion
     fetched: int
+    linked: int = 0
+    copied: int = 0
     in_place: bool = False
     verified: bool = True
 
@@ -59,55 +76,75 @@ def resolve(registry: Registry, reference: Reference, reporter: Reporter) -> Mod
         return version
 
 
-def pull(
-    store: Store,
-    registry: Registry,
-    cache: Cache,
-    reference: Reference,
-    *,
-    reporter: Reporter,
-    clock: Clock,
-    to: Path | None = None,
-    keep: bool = False,
-) -> Snapshot:
-    """Fetches what this node lacks of a version, verifies every chunk, and gives the directory its name last.
+def pull(node: Node, reference: Reference, *, to: Path | None = None, keep: bool = False) -> Snapshot:
+    """Gets what this node lacks of a version, verifies every chunk, and gives the directory its name last.
 
     In the cache, the snapshot stays for half an hour, or for good with ``keep``, so that its path can be used.
     """
-    version = resolve(registry, reference, reporter)
+    version = resolve(node.registry, reference, node.reporter)
     if to is not None:
-        return _pull_to(store, cache, version, to.absolute(), reporter, clock)
-    snapshot, pin = hold(store, registry, cache, version, reporter=reporter, clock=clock)
+        return _pull_to(node, version, to.absolute())
+    snapshot, pin = hold(node, version)
     with pin:
         if keep:
-            cache.keep(version.digest)
+            node.cache.keep(version.digest)
         try:
-            cache.lease(version.digest)
+            node.cache.lease(version.digest)
         except LocalDiskError as error:
-            reporter.note(f"warning: {error}: another pull may evict {version} before it is opened")
+            node.reporter.note(f"warning: {error}: another pull may evict {version} before it is opened")
     return snapshot
 
 
-def hold(
-    store: Store, registry: Registry, cache: Cache, version: ModelVersion, *, reporter: Reporter, clock: Clock
-) -> tuple[Snapshot, Pin]:
+def hold(node: Node, version: ModelVersion) -> tuple[Snapshot, Pin]:
     """The snapshot of a version, fetched if it must be, and the pin that keeps it. The pin comes first, so that
     nothing evicts the snapshot between a look at it and its use."""
+    cache, digest = node.cache, version.digest
     cache.sweep()
-    pin = cache.pin(version.digest)
+    pin = cache.pin(digest)
     try:
-        fetched = 0
-        if not (cache.holds(version.digest) and cache.trusts(version.digest)):
+        snapshot = Snapshot(cache.path(digest), version, 0)
+        if not (cache.holds(digest) and cache.trusts(digest)):
             waiting = f"waiting: another process pulls {version}"
-            with cache.fetching(version.digest, on_wait=lambda: reporter.note(waiting)):
-                if not _is_good(cache, version, pin, reporter):
-                    fetched = _fetch(store, cache, version, namer(registry, version), reporter, clock)
-        cache.touch(version.digest)
+            with cache.fetching(digest, on_wait=lambda: node.reporter.note(waiting)):
+                if not _is_good(cache, version, pin, node.reporter):
+                    snapshot = _get(node, version)
+        cache.touch(digest)
         cache.settle_written()
     except BaseException:
         pin.release()
         raise
-    return Snapshot(cache.path(version.digest), version, fetched), pin
+    return snapshot, pin
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a pull would do, in bytes: ``here`` is here already (a snapshot, or of an interrupted download); what
+    snapshots of this node give, by what people call them; and what would be fetched."""
+
+    version: ModelVersion
+    here: int
+    shares: tuple[tuple[str, Share], ...]
+    fetched: int
+
+
+def foresee(node: Node, reference: Reference) -> Outlook:
+    """What a pull of a version into the cache would link, copy and fetch. Changes nothing."""
+    version = resolve(node.registry, reference, node.reporter)
+    if node.cache.holds(version.digest):
+        return Outlook(version, version.size, (), 0)
+    manifest = read_manifest(node.store, version)
+    finished = node.cache.begun(version.digest, manifest)
+    with borrowing(node.cache, manifest) as borrowed:
+        found = shares(borrowed.at_hand, manifest, finished)
+    lengths = [chunk.length for file in manifest.files for chunk in file.chunks]
+    here = sum(lengths[index] for index in finished)
+    name_of = namer(node.registry)
+    return Outlook(
+        version,
+        here,
+        tuple((name_of(share.snapshot), share) for share in found),
+        manifest.size - here - sum(share.linked + share.copied for share in found),
+    )
 
 
 def read_manifest(store: Store, version: ModelVersion) -> Manifest:
@@ -155,40 +192,51 @@ def check_snapshot(cache: Cache, digest: Digest, reporter: Reporter) -> None:
     cache.settle(digest)
 
 
-def _fetch(
-    store: Store,
-    cache: Cache,
-    version: ModelVersion,
-    name_of: Naming,
-    reporter: Reporter,
-    clock: Clock,
-) -> int:
-    """Makes the version a snapshot. Returns the bytes that came from the store."""
-    manifest = read_manifest(store, version)
-    partial = cache.begin(version.digest, manifest, name_of=name_of)
-    fetched = _complete(store, version, manifest, partial, reporter, clock)
-    cache.admit(version.digest, partial)
-    return fetched
+def _get(node: Node, version: ModelVersion) -> Snapshot:
+    """Makes the version a snapshot."""
+    cache, digest = node.cache, version.digest
+    manifest = read_manifest(node.store, version)
+    name_of = namer(node.registry, version)
+    with ExitStack() as pins:
+        borrowed = pins.enter_context(borrowing(cache, manifest))
+        try:
+            partial = cache.begin(digest, manifest, name_of=name_of, links=borrowed.links)
+        except LocalDiskError:
+            if not borrowed.directories:
+                raise
+            pins.close()  # there may be room if what could be copied from goes
+            borrowed = Borrowed()
+            partial = cache.begin(digest, manifest, name_of=name_of)
+        copied, fetched = _complete(node, version, manifest, borrowed, partial)
+        if partial.linked or copied:
+            names = ", ".join(sorted(name_of(each) for each in borrowed.directories))
+            node.reporter.note(
+                f"used again from {names}: {size(partial.linked)} linked, {size(copied)} copied; "
+                f"{size(fetched)} fetched"
+            )
+        path = cache.admit(digest, partial)
+    return Snapshot(path, version, fetched, linked=partial.linked, copied=copied)
 
 
-def _pull_to(
-    store: Store, cache: Cache, version: ModelVersion, target: Path, reporter: Reporter, clock: Clock
-) -> Snapshot:
+def _pull_to(node: Node, version: ModelVersion, target: Path) -> Snapshot:
     """A directory of the user's own, completed beside its place and renamed into it."""
-    with cache.fetching(version.digest, on_wait=lambda: reporter.note(f"waiting: another process pulls {version}")):
-        manifest = read_manifest(store, version)
+    waiting = f"waiting: another process pulls {version}"
+    with node.cache.fetching(version.digest, on_wait=lambda: node.reporter.note(waiting)):
+        manifest = read_manifest(node.store, version)
         if _is_occupied(target):
             if not _holds(target, version):
                 raise Refused(
                     f"{target} is not empty and does not hold {version}; nothing was written",
                     hint="Give --to a folder that does not exist yet.",
                 )
-            integrity.check_directory(target, manifest, reporter)
+            integrity.check_directory(target, manifest, node.reporter)
             return Snapshot(target, version, 0)
-        partial = Partial(target.parent / f".{target.name}.{version.digest.short}.partial", manifest, cache.boot)
-        fetched = _complete(store, version, manifest, partial, reporter, clock)
+        beside = target.parent / f".{target.name}.{version.digest.short}.partial"
+        with borrowing(node.cache, manifest) as borrowed:  # copies alone: these files may be written to
+            partial = Partial(beside, manifest, node.cache.boot)
+            copied, fetched = _complete(node, version, manifest, borrowed, partial)
         partial.publish_as(target)
-        return Snapshot(target, version, fetched)
+        return Snapshot(target, version, fetched, copied=copied)
 
 
 def _is_occupied(target: Path) -> bool:
@@ -202,17 +250,31 @@ def _is_occupied(target: Path) -> bool:
 
 
 def _complete(
-    store: Store, version: ModelVersion, manifest: Manifest, partial: Partial, reporter: Reporter, clock: Clock
-) -> int:
-    """Fetches what ``partial`` lacks. After wrong bytes nothing stays; after any other failure it can go on."""
+    node: Node, version: ModelVersion, manifest: Manifest, borrowed: Borrowed, partial: Partial
+) -> tuple[int, int]:
+    """Gets what ``partial`` lacks. Returns the bytes copied and fetched. After wrong bytes nothing stays; after any
+    other failure it can go on."""
     try:
-        return fetch([StoreSource(store, version.prefix)], manifest, partial, Limits(), reporter, clock)
+        recheck(manifest, partial, node.reporter)
+        copied = copy_chunks(borrowed, manifest, partial, node.reporter)
+        source = StoreSource(node.store, version.prefix)
+        fetched = download(
+            [source],
+            manifest,
+            partial.finished,
+            partial,
+            what="fetching",
+            limits=node.limits,
+            reporter=node.reporter,
+            clock=node.clock,
+        )
     except IntegrityError:
         partial.discard()
         raise
     except BaseException:
         partial.close()
         raise
+    return copied, fetched
 
 
 def _holds(directory: Path, version: ModelVersion) -> bool:

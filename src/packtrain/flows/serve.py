@@ -8,14 +8,14 @@ from pathlib import Path
 from threading import Thread
 from typing import NoReturn, Protocol, Self
 
-from packtrain.cache import Cache, Pin
+from packtrain.cache import Pin
 from packtrain.errors import LocalDiskError, Refused, disk_error
-from packtrain.flows.pull import hold, resolve
+from packtrain.flows.pull import Node, hold, resolve
 from packtrain.model.digest import Digest
 from packtrain.model.manifest import FILE_NAME, Base, Manifest
 from packtrain.model.reference import Reference
 from packtrain.model.version import ModelVersion
-from packtrain.ports import Clock, Registry, Reporter, Store
+from packtrain.ports import Clock, Registry, Reporter
 from packtrain.serving import Adapter, Arguments, Launch, adapter_rank, exec_vllm, find_vllm, supervise
 
 
@@ -40,12 +40,9 @@ class Supply(Protocol):
 class FromCache:
     """A `Supply` that pulls. Each snapshot is pinned, by descriptors that the engine's process inherits."""
 
-    def __init__(self, store: Store, registry: Registry, cache: Cache, *, reporter: Reporter, clock: Clock) -> None:
-        self._store = store
-        self._registry = registry
-        self._cache = cache
-        self._reporter = reporter
-        self._clock = clock
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._cache = node.cache
         self._held: list[tuple[Digest, Pin]] = []
 
     @property
@@ -62,9 +59,7 @@ class FromCache:
             pin.release()
 
     def open(self, version: ModelVersion) -> Path:
-        snapshot, pin = hold(
-            self._store, self._registry, self._cache, version, reporter=self._reporter, clock=self._clock
-        )
+        snapshot, pin = hold(self._node, version)
         self._held.append((version.digest, pin))
         Thread(target=self._settle, args=(version.digest,), name="settle", daemon=True).start()
         return snapshot.path

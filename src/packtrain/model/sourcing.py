@@ -1,10 +1,15 @@
-"""Which bytes to ask for: missing chunks, grouped into requests."""
+"""Where the bytes of a version come from: files and chunks that are at hand already, and for the rest, what to ask for.
+
+A chunk is known by its digest, wherever it lies: what a fine-tune left untouched is the same chunk in the version
+before it, in a re-sharded export and in the base model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+from packtrain.model.digest import Digest
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
 
 
@@ -68,3 +73,83 @@ def missing_runs(manifest: Manifest, finished: Container[int]) -> Iterator[Run]:
         if begin < len(file.chunks):
             yield Run(file, run_start, first + begin, begin, len(file.chunks))
         first += len(file.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where bytes lie: from byte ``start`` on in the file ``path`` of a snapshot."""
+
+    snapshot: Digest
+    path: str
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A run whose chunks lie one after the other in another snapshot, from ``place`` on."""
+
+    run: Run
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class AtHand:
+    """What other snapshots hold of a version: whole ``files`` by their paths in it, and ``chunks``, those of these
+    files included, by their indexes among all of its chunks."""
+
+    files: Mapping[str, Place] = field(default_factory=dict)
+    chunks: Mapping[int, Place] = field(default_factory=dict)
+
+    @property
+    def snapshots(self) -> set[Digest]:
+        return {place.snapshot for place in self.chunks.values()}
+
+    def copies(self, manifest: Manifest, finished: Container[int]) -> Iterator[Copy]:
+        """What to copy of what is not ``finished``, in as few pieces as can be."""
+        for run in missing_runs(manifest, finished):
+            rest: Run | None = run
+            while rest is not None:
+                place, count, length = self.chunks.get(rest.first), 1, rest.file.chunks[rest.begin].length
+                while place is not None and rest.begin + count < rest.end:
+                    if self.chunks.get(rest.first + count) != replace(place, start=place.start + length):
+                        break
+                    length += rest.file.chunks[rest.begin + count].length
+                    count += 1
+                if place is not None:
+                    yield Copy(replace(rest, end=rest.begin + count), place)
+                rest = rest.after(count) if rest.begin + count < rest.end else None
+
+
+def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]]) -> AtHand:
+    """What ``snapshots`` hold of a version. Their manifests are looked at one after the other, and not kept."""
+    wanted_files = {(file.sha256, file.size) for file in manifest.files if file.size}
+    wanted_chunks: dict[str, list[int]] = {}
+    for index, chunk in enumerate(chunk for file in manifest.files for chunk in file.chunks):
+        wanted_chunks.setdefault(chunk.blake3, []).append(index)
+    by_content: dict[tuple[str, int], Place] = {}
+    by_path: dict[tuple[str, str], Place] = {}  # rather than a copy of it elsewhere
+    chunks: dict[int, Place] = {}
+    for digest, other in snapshots:
+        for file in other.files:
+            key = (file.sha256, file.size)
+            if key in wanted_files:
+                by_content.setdefault(key, Place(digest, file.path))
+                by_path.setdefault((file.path, file.sha256), Place(digest, file.path))
+            start = 0
+            for chunk in file.chunks:
+                for index in wanted_chunks.get(chunk.blake3, ()):
+                    if index not in chunks:
+                        chunks[index] = Place(digest, file.path, start)
+                start += chunk.length
+    files: dict[str, Place] = {}
+    first = 0
+    for file in manifest.files:
+        whole = by_path.get((file.path, file.sha256)) or by_content.get((file.sha256, file.size))
+        if whole is not None:
+            files[file.path] = whole
+            start = 0
+            for index, chunk in enumerate(file.chunks, start=first):
+                chunks[index] = replace(whole, start=start)
+                start += chunk.length
+        first += len(file.chunks)
+    return AtHand(files, chunks)

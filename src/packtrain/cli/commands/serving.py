@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from packtrain.cli import completing, documents, options
+from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import SERVE, command
-from packtrain.cli.session import CACHE, Session, takes
+from packtrain.cli.session import PULL, Session, takes
 from packtrain.errors import UsageError
+from packtrain.model.amount import size
+
+if TYPE_CHECKING:
+    from packtrain.flows.pull import Outlook
 
 
 @command(
@@ -22,16 +27,20 @@ from packtrain.errors import UsageError
 )
 @click.option("--pin", is_flag=True, help="Keep it in the cache for good; else for half an hour.")
 @options.verify
-@takes("pull", *CACHE)
-def pull(session: Session, reference: str, to: Path | None, pin: bool, verify: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Say what would be linked, copied and fetched; do nothing.")
+@takes(*PULL)
+def pull(session: Session, reference: str, to: Path | None, pin: bool, verify: bool, dry_run: bool) -> None:
     """Fetch a version and print the path of it.
 
-    The path is a complete, verified, read-only folder, and nothing else is printed on stdout. What this node has
-    already is not fetched again; if it is interrupted, the same command continues where it was. With --in-place it is
-    the store's own folder: nothing is copied, and it is checked cheaply.
+    The path is a complete, verified, read-only folder, and nothing else is printed on stdout. What this node has of
+    it already, in whatever version, is linked or copied; if it is interrupted, the same command continues. With
+    --in-place it is the store's own folder: nothing is copied, and it is checked cheaply.
     """
     if to is not None and pin:
         raise UsageError("--pin is about the cache, and with --to nothing is put there", hint="Leave one of them out.")
+    if dry_run:
+        session.print(session.client.foresee(reference), text=_outlook, document=_outlook_document)
+        return
     snapshot = session.client.pull(reference, to=to, keep=pin, verify=verify)
     session.print(snapshot, text=lambda snapshot: str(snapshot.path), document=documents.snapshot)
 
@@ -43,7 +52,7 @@ def pull(session: Session, reference: str, to: Path | None, pin: bool, verify: b
 @options.reference
 @options.for_vllm
 @options.verify
-@takes("pull", "vllm", *CACHE)
+@takes("vllm", *PULL)
 def serve(session: Session, reference: str, arguments: tuple[str, ...], verify: bool) -> int:
     """Pull a version and run vLLM on it.
 
@@ -60,7 +69,7 @@ def serve(session: Session, reference: str, arguments: tuple[str, ...], verify: 
 @options.reference
 @options.for_vllm
 @options.verify
-@takes("pull", "vllm", *CACHE)
+@takes("vllm", *PULL)
 def run(session: Session, reference: str, arguments: tuple[str, ...], verify: bool) -> None:
     """Pull a version and become vLLM on it.
 
@@ -81,3 +90,30 @@ def url(session: Session, reference: str) -> None:
     The URL never changes. It is for other tools, and for vLLM's own streaming from s3://.
     """
     session.print(session.client.url(reference), text=str, document=documents.url)
+
+
+def _outlook(outlook: Outlook) -> str:
+    rows = [
+        *([("here already", size(outlook.here))] if outlook.here else []),
+        *((f"linked to {name}", size(share.linked)) for name, share in outlook.shares if share.linked),
+        *((f"copied from {name}", size(share.copied)) for name, share in outlook.shares if share.copied),
+        ("fetched", size(outlook.fetched)),
+    ]
+    return f"{outlook.version}: {size(outlook.version.size)}\n{text.card(rows)}"
+
+
+def _outlook_document(outlook: Outlook) -> dict[str, Any]:
+    return {
+        **documents.version(outlook.version),
+        "here": outlook.here,
+        "snapshots": [
+            {
+                "digest": str(share.snapshot),
+                "known_as": name,
+                "linked": share.linked,
+                "copied": share.copied,
+            }
+            for name, share in outlook.shares
+        ],
+        "to_fetch": outlook.fetched,
+    }

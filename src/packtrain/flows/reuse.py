@@ -1,0 +1,179 @@
+"""What is on this node of a version: in other snapshots, and of a download that was begun before a restart."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from packtrain.cache import Cache, Partial
+from packtrain.errors import IntegrityError, LocalDiskError, disk_error
+from packtrain.flows.workers import Halt, run_all
+from packtrain.model.digest import Digest
+from packtrain.model.manifest import Manifest
+from packtrain.model.sourcing import AtHand, Copy, find_at_hand, missing_runs
+from packtrain.ports import Reporter
+
+THREADS = 4
+_STEP = 16 << 20  # bytes copied in one call
+_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a copy fails for these where it is written, not where it is read
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a snapshot gives, in bytes."""
+
+    snapshot: Digest
+    linked: int
+    copied: int
+
+
+@dataclass(frozen=True, slots=True)
+class Borrowed:
+    """What is ``at_hand`` for a version, and the directories of the snapshots that have it. They are trusted, and
+    pinned as long as `borrowing` lasts."""
+
+    at_hand: AtHand = field(default_factory=AtHand)
+    directories: Mapping[Digest, Path] = field(default_factory=dict)
+
+    @property
+    def links(self) -> dict[str, Path]:
+        """The files that can be linked, by their paths in the version."""
+        return {path: self.directories[place.snapshot] / place.path for path, place in self.at_hand.files.items()}
+
+
+@contextmanager
+def borrowing(cache: Cache, manifest: Manifest) -> Iterator[Borrowed]:
+    """Looks into every snapshot that is trusted. Those that help stay pinned meanwhile."""
+    with ExitStack() as pins:
+        held: dict[Digest, ExitStack] = {}
+
+        def trusted() -> Iterator[tuple[Digest, Manifest]]:
+            for digest in cache.snapshots():
+                pin = pins.enter_context(ExitStack())
+                pin.enter_context(cache.pin(digest))
+                if cache.holds(digest) and cache.trusts(digest):
+                    try:
+                        other = cache.manifest(digest)
+                    except (IntegrityError, LocalDiskError):
+                        other = None  # the next use of that snapshot will tell
+                    if other is not None:
+                        held[digest] = pin
+                        yield digest, other
+                        continue
+                pin.close()
+
+        at_hand = find_at_hand(manifest, trusted())
+        for digest in held.keys() - at_hand.snapshots:
+            held[digest].close()
+        yield Borrowed(at_hand, {digest: cache.path(digest) for digest in at_hand.snapshots})
+
+
+def recheck(manifest: Manifest, partial: Partial, reporter: Reporter) -> None:
+    """Reads back the chunks that were written before a reboot; those that are right need not be fetched again."""
+    if not partial.doubtful:
+        return
+    skip = set(range(sum(len(file.chunks) for file in manifest.files))) - partial.doubtful
+    runs = list(missing_runs(manifest, skip))
+    reporter.begin("checking what an earlier download left", sum(run.length for run in runs))
+    for run in runs:
+        with partial.open(run.file.path) as descriptor:
+            position = run.start
+            for index, chunk in enumerate(run.chunks, start=run.first):
+                if blake3(_pread(descriptor, chunk.length, position)).hexdigest() == chunk.blake3:
+                    partial.finished.add(index)
+                position += chunk.length
+                reporter.advance(chunk.length)
+    reporter.end()
+    partial.settle_doubts()
+
+
+def copy_chunks(borrowed: Borrowed, manifest: Manifest, partial: Partial, reporter: Reporter) -> int:
+    """Copies the chunks at hand that ``partial`` lacks. Returns how many bytes.
+
+    The kernel copies them, or shares them where the file system can. They were verified where they lie, so they are
+    not read again. What cannot be read there is left to be fetched.
+    """
+    copies = list(borrowed.at_hand.copies(manifest, partial.finished))
+    total = sum(copy.run.length for copy in copies)
+    if not copies:
+        return 0
+    reporter.begin("copying", total)
+    try:
+        done = run_all(
+            lambda copy, halt: _copy(copy, borrowed.directories[copy.place.snapshot], partial, reporter, halt),
+            copies,
+            threads=THREADS,
+            name="copy",
+        )
+    finally:
+        reporter.end()
+    return sum(done)
+
+
+def _copy(copy: Copy, directory: Path, partial: Partial, reporter: Reporter, halt: Halt) -> int:
+    source = directory / copy.place.path
+    run, length, done = copy.run, copy.run.length, 0
+    try:
+        with partial.open(run.file.path) as target, source.open("rb", buffering=0) as stream:
+            while done < length:
+                halt.check()
+                count = min(_STEP, length - done)
+                moved = _move(stream.fileno(), copy.place.start + done, target, run.start + done, count)
+                done += moved
+                reporter.advance(moved)
+            partial.finish(*range(run.first, run.first + run.end - run.begin))
+    except OSError as error:
+        if error.errno in _OURS:
+            raise disk_error(error, f"could not write {run.file.path}") from error
+        reporter.note(f"warning: {source} could not be copied ({error.strerror}); fetching these bytes instead")
+        reporter.advance(-done)
+        return 0
+    return length
+
+
+def _move(source: int, start: int, target: int, position: int, count: int) -> int:
+    """Copies up to ``count`` bytes, and at least one. Raises OSError."""
+    try:
+        moved = os.copy_file_range(source, target, count, start, position)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        moved = os.pwrite(target, os.pread(source, min(count, 1 << 20), start), position)
+    if not moved:
+        raise OSError(errno.EIO, "it is shorter than it was")
+    return moved
+
+
+def shares(at_hand: AtHand, manifest: Manifest, finished: set[int]) -> list[Share]:
+    """What each snapshot that helps would give a version of which the chunks ``finished`` are here already.
+
+    Takes from ``finished`` those of files that would become links.
+    """
+    linked, copied = Counter[Digest](), Counter[Digest]()
+    done: set[int] = set()
+    first = 0
+    for file in manifest.files:
+        chunks = range(first, first := first + len(file.chunks))
+        if (place := at_hand.files.get(file.path)) is not None and not finished.issuperset(chunks):
+            linked[place.snapshot] += file.size
+            done.update(chunks)
+    finished -= done
+    for copy in at_hand.copies(manifest, finished | done):
+        copied[copy.place.snapshot] += copy.run.length
+    return [Share(digest, linked[digest], copied[digest]) for digest in sorted({*linked, *copied})]
+
+
+def _pread(descriptor: int, length: int, position: int) -> bytes:
+    pieces = []
+    while length and (piece := os.pread(descriptor, length, position)):
+        pieces.append(piece)
+        position += len(piece)
+        length -= len(piece)
+    return b"".join(pieces)
