@@ -268,12 +268,12 @@ def test_the_cache_keeps_what_an_engine_uses(cli: Cli, models: Models, tmp_path:
         assert snapshot["in_use"] and any(f"({engine.pid})" in user for user in snapshot["users"])
         refused = cli.run("cache", "rm", "llama/1", code=3)
         assert refused.stderr.startswith("error: llama/1 stays in the cache: in use by ")
-        full = cli.run("pull", "llama/2", "--cache-quota", "2MB", code=8)
+        full = cli.run("pull", "llama/2", "--cache-quota", "1300kB", code=8)
         assert "does not fit" in full.stderr and "stays: in use by" in full.stderr
     finally:
         engine.send_signal(signal.SIGTERM)
         engine.communicate(timeout=60)
-    cli.run("pull", "llama/2", "--cache-quota", "2MB")
+    cli.run("pull", "llama/2", "--cache-quota", "1300kB")
     assert [each["versions"] for each in cli.json("cache", "ls")["snapshots"]] == [["llama/2"]]
     assert cli.out("cache", "unpin", "llama/2") == "llama/2 is no longer pinned\n"
     assert cli.out("cache", "unpin", "llama/2") == "llama/2 was not pinned\n"
