@@ -148,8 +148,9 @@ def node(make_node: Callable[..., Node]) -> Node:
 @pytest.fixture
 def open_path(tmp_path: Path) -> None:
     """pytest's folders are for this user alone; here another one comes."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
 
 
 def as_user(number: int, act: Callable[[], object]) -> str:

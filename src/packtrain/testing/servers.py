@@ -38,9 +38,9 @@ class S3Server:
     endpoint: str
     access_key: str
     secret_key: str
-    reader_access_key: str
-    reader_secret_key: str
     bucket: str
+    reader_access_key: str = ""
+    reader_secret_key: str = ""
 
     @property
     def url(self) -> str:
@@ -89,7 +89,7 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
         "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
         "-volume.max=50", "-master.volumeSizeLimitMB=2048", "-master.telemetry=false",
     ]  # fmt: skip
-    server = S3Server(f"http://127.0.0.1:{s3}", *writer, *reader, bucket="packtrain")
+    server = S3Server(f"http://127.0.0.1:{s3}", *writer, "packtrain", *reader)
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
