@@ -69,7 +69,7 @@ def scripted(
     script = ScriptedServer(list(answers))
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in S3Server(script.url, "key", "secret", "reader", "secret", bucket="bucket").environment.items():
+    for name, value in S3Server(script.url, "key", "secret", "bucket").environment.items():
         monkeypatch.setenv(name, value)
     thread = threading.Thread(target=script.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
