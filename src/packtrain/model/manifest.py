@@ -121,7 +121,8 @@ class Manifest:
         }
         if self.base is not None:
             value["base"] = self.base.to_json()
-        return canonical.encode(value)
+        with canonical.uncollected():
+            return canonical.encode_known(value)
 
     @classmethod
     def decode(cls, data: bytes, *, expect: Digest | None = None, what: str = FILE_NAME) -> Manifest:
@@ -131,7 +132,21 @@ class Manifest:
                 f"{what} is not the manifest that was named: it hashes to {found}, not {expect}",
                 hint="The store was changed by something other than Packtrain; `packtrain verify` shows how far.",
             )
-        value = canonical.decode(data, what=what)
+        with canonical.uncollected():
+            manifest = cls._read(data, what)
+            try:
+                written = manifest.encode()
+            except ValueError as error:
+                raise IntegrityError(f"{what} is not canonical JSON: {error}") from error
+            canonical.require_equal(written, data, what=what)
+        return manifest
+
+    @classmethod
+    def _read(cls, data: bytes, what: str) -> Manifest:
+        try:
+            value = canonical.load(data)
+        except (ValueError, RecursionError) as error:
+            raise IntegrityError(f"{what} is not canonical JSON: {error}") from error
         _require(isinstance(value, dict), what, "it is not an object")
         if value.get("schema") != SCHEMA:
             raise IntegrityError(
@@ -168,6 +183,7 @@ class Manifest:
                 what,
                 f"the chunks of {file.path!r} do not sum to its size",
             )
+            _require(file.size <= canonical.MAX_INTEGER, what, f"the size of {file.path!r} is beyond 2**53 - 1")
 
 
 def unsafe_path(path: str) -> str | None:
@@ -206,7 +222,7 @@ def _file_to_json(file: FileEntry) -> dict[str, Any]:
         "path": file.path,
         "size": file.size,
         "sha256": file.sha256,
-        "chunks": [[chunk.length, chunk.blake3] for chunk in file.chunks],
+        "chunks": file.chunks,
     }
     if file.generated:
         value["generated"] = True
@@ -222,23 +238,18 @@ def _file_from_json(value: Any, what: str) -> FileEntry:
     _require(isinstance(chunks, list), what, f"the chunks of {path!r} are not a list")
     _require(value.get("generated", True) is True, what, f"generated of {path!r} is not true")
     _require(value.keys() <= {"path", "size", "sha256", "chunks", "generated"}, what, "unknown fields in a file")
-    for chunk in chunks:
-        _require(
-            isinstance(chunk, list)
-            and len(chunk) == 2
-            and type(chunk[0]) is int
-            and chunk[0] > 0
-            and is_hex256(chunk[1]),
-            what,
-            f"a chunk of {path!r} is not [length, blake3]",
-        )
+    _require(all(map(_is_chunk, chunks)), what, f"a chunk of {path!r} is not [length, blake3]")
     return FileEntry(
         path=path,
         size=size,
         sha256=sha256,
-        chunks=tuple(Chunk(length, blake3) for length, blake3 in chunks),
+        chunks=tuple(map(Chunk._make, chunks)),
         generated=value.get("generated", False),
     )
+
+
+def _is_chunk(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and type(value[0]) is int and value[0] > 0 and is_hex256(value[1])
 
 
 def _require(condition: bool, what: str, problem: str) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from packtrain.model.canonical import uncollected
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -32,8 +35,7 @@ class HeaderError(ValueError):
     """A header that does not parse or that contradicts the file. The message completes "FILE: ..."."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One entry of a header; ``start`` and ``end`` are byte offsets in the *file*."""
 
     name: str
@@ -70,9 +72,15 @@ def header_length(first8: bytes, file_size: int) -> int:
 
 def parse_header(header: bytes, file_size: int) -> Header:
     """Reads the header (prefix included) of a file of ``file_size`` bytes. Raises HeaderError."""
-    length = header_length(header[:8], file_size)
+    with uncollected():
+        return _parse(header, header_length(header[:8], file_size), file_size)
+
+
+def _parse(header: bytes, length: int, file_size: int) -> Header:
     try:
         entries = json.loads(header[8:length].decode("utf-8"), object_pairs_hook=_no_duplicates)
+        names = "".join(entries) if isinstance(entries, dict) else ""
+        names.encode("utf-8")  # refuses what is not Unicode (lone surrogates)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"has a header that is not JSON: {error}") from error
     if header[8:9] != b"{":
@@ -81,7 +89,7 @@ def parse_header(header: bytes, file_size: int) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise HeaderError("has __metadata__ that is not a map of strings")
     tensors = [_tensor(name, entry, length) for name, entry in entries.items()]
-    tensors.sort(key=lambda t: (t.start, t.end))
+    tensors.sort(key=attrgetter("start", "end"))
     position = length
     for tensor in tensors:
         if tensor.start != position:
@@ -130,7 +138,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key appears twice")
-    "".join(value).encode("utf-8")  # refuses names that are not Unicode (lone surrogates)
     return value
 
 
@@ -139,15 +146,19 @@ def _tensor(name: str, entry: Any, base: int) -> Tensor:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise HeaderError(f"has a header whose entry {name!r} lacks dtype, shape or data_offsets") from error
-    numbers = [start, end, *shape] if isinstance(shape, list) else [None]
-    if not all(type(n) is int and 0 <= n < MAX_COUNT for n in numbers):
+    if not (_is_count(start) and _is_count(end) and type(shape) is list and all(map(_is_count, shape))):
         raise HeaderError(f"has a header whose entry {name!r} has a bad shape or offset")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+    bits = DTYPE_BITS.get(dtype) if type(dtype) is str else None
+    if bits is None:
         raise HeaderError(f"has a tensor {name!r} of unknown dtype {dtype!r}")
-    bits = _elements(name, shape) * DTYPE_BITS[dtype]
+    bits *= _elements(name, shape)
     if (end - start) * 8 != bits:
         raise HeaderError(f"has a tensor {name!r} of {end - start} bytes where {dtype}{list(shape)} takes {bits // 8}")
-    return Tensor(name=name, dtype=dtype, shape=tuple(shape), start=base + start, end=base + end)
+    return Tensor(name, dtype, tuple(shape), base + start, base + end)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_COUNT
 
 
 def _elements(name: str, shape: list[int]) -> int:
