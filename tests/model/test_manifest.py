@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from contextlib import suppress
 from dataclasses import replace
@@ -168,6 +169,12 @@ def row(path: str, **changes: Any) -> dict[str, Any]:
         (with_files(row("a", sha256="sha256:" + A)), "sha256 of 'a'"),
         (with_files(row("a", size=-3)), "size of 'a'"),
         (with_files(row("a", generated=False)), "generated of 'a'"),
+        (with_files(row("a")).replace(b',"path"', b', "path"'), "not in canonical form"),
+        (
+            MERGED.encode().replace(b'"payload"', b'"base":{"hub":"\\ud800"},"payload"').replace(b"merged", b"adapter"),
+            "",
+        ),
+        (MERGED.encode().replace(b'"chunks":[[', b'"chunks":[[9007199254740993,'), "is beyond 2"),
     ],
 )
 def test_what_is_not_a_valid_manifest(data: bytes, complaint: str) -> None:
@@ -275,3 +282,9 @@ def test_what_a_model_is_made_of_is_not_refused() -> None:
         "config.json", "tokenizer.model", "chat_template.jinja", "README.md", "merges.txt",
     ]  # fmt: skip
     refuse_unsafe(paths, allow_code=False, what="llama/3")
+
+
+def test_a_manifest_that_is_refused_leaves_the_collector_on() -> None:
+    with pytest.raises(IntegrityError):
+        Manifest.decode(b'{"schema":')
+    assert gc.isenabled()
