@@ -447,3 +447,16 @@ def test_somebody_who_is_not_root_continues_a_download_that_is_read_only_already
     assert stat.S_IMODE((tree / "config.json").stat().st_mode) == 0o444
     assert as_user(4242, lambda: make_node().pull("llama/1")) == ""
     assert (path_of(make_node(), 1) / "config.json").read_bytes() == files(1, SIZE)["config.json"]
+
+
+def test_what_has_several_names_is_let_go_by_a_command_that_works(make_node: Callable[..., Node]) -> None:
+    """The same bytes under another name are one snapshot; the hint gives one reference, and it is the right one."""
+    node = make_node()
+    node.publish(files(4, SIZE), name="other")
+    node.pull("llama/4")
+    node.registry.read("other")
+    with pytest.raises(Refused, match="llama/4, other/1 stays in the cache") as caught:
+        node.remove("llama/4")
+    command = caught.value.hint.removesuffix(" lets it go, then remove it.").removeprefix("packtrain cache unpin ")
+    node.unpin(command)
+    assert node.remove("llama/4")

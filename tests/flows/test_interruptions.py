@@ -95,6 +95,8 @@ def test_publish_killed_at_every_call_to_the_file_system(make_house: Make, model
         make_house(f"publisher-{k}", store=DirectoryStore(root)).publish(models.first)
         after = make_house(f"after-{k}", store=DirectoryStore(root))
         require_whole(after, models.first)
+        after.registry.change("llama", lambda state: state.promote("production", 1))  # the next that writes
+        assert DirectoryStore(root).unfinished() == {}
         assert after.registry.names() == ["llama"]
         k += 1
     assert k > 50

@@ -606,3 +606,24 @@ def _as_nobody(store: DirectoryStore) -> int:
         return 0 if readable else 3
     except BaseException:
         return 4
+
+
+def test_what_dead_writers_left_is_removed_by_the_next_and_what_lives_stays(root: Path) -> None:
+    """A file that is still written, by another process, keeps its name; so does one of another machine."""
+    left = {f"{socket.gethostname()}.{os.getpid()}.dead", f"{socket.gethostname()}.{2**22 + 1}.link", "other.1.far"}
+    living = DirectoryStore(root)
+
+    def body() -> Iterator[bytes]:
+        yield b"half "
+        for name in left:
+            path = root / TEMPORARY / name
+            path.symlink_to("nowhere") if name.endswith("link") else path.write_bytes(b"half")
+        before = set(leftovers(root))
+        DirectoryStore(root).create("other", b"new")
+        gone = {path.name for path in before - set(leftovers(root))}
+        assert gone == left - {"other.1.far"}
+        yield b"done"
+
+    living.upload("k", body(), 9)
+    assert living.get("k") == b"half done"
+    assert [path.name for path in leftovers(root)] == ["other.1.far"]

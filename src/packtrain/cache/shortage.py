@@ -32,7 +32,7 @@ def shortage(
 
 
 def remedy(name: str, occupant: Occupant) -> str:
-    """What lets something go that is held."""
+    """What lets something go that is held. Of several names it may have, a command takes any."""
     if occupant.holds.in_use:
         return "Stop what uses it"
-    return f"packtrain cache {'rm' if occupant.trust == 'unfinished' else 'unpin'} {name} lets it go"
+    return f"packtrain cache {'rm' if occupant.trust == 'unfinished' else 'unpin'} {name.partition(', ')[0]} lets it go"

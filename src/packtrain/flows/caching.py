@@ -91,7 +91,7 @@ def verify(cache: Cache, registry: Registry, which: str | None, *, reporter: Rep
                 damaged.append(f"{name}: {error}")
                 gone = cache.discard(digest, pin)
                 first = "It is out of the way" if gone else "It is in use: stop the engines that serve it"
-                remedies.append(f"{first}; packtrain pull {name} fetches it again.")
+                remedies.append(f"{first}; packtrain pull {name.partition(', ')[0]} fetches it again.")
     if damaged:
         raise IntegrityError("; ".join(damaged), hint="\n".join(remedies))
     return right

@@ -120,7 +120,7 @@ class LinkingRegistry:
 
     def change(self, name: str, decide: Decide) -> tuple[Log, Event | None]:
         log, event = self._inner.change(name, decide)
-        if event is not None and event.action in _MOVING:
+        if event is None or event.action in _MOVING:  # None: perhaps whoever wrote it died before this
             project(self._store, self._inner, log, self._reporter)
         return log, event
 

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -120,7 +119,7 @@ class Memory:
     def _write(self) -> None:
         there = {export: entry for export, entry in self._entries.items() if entry.removing or Path(export).is_dir()}
         value = {"schema": SCHEMA, "exports": {export: asdict(entry) for export, entry in there.items()}}
-        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
+        temporary = self._path.with_suffix(".new")  # one is enough, and a killed watcher's is written over
         try:
             with temporary.open("w") as file:
                 json.dump(value, file)

@@ -2,7 +2,8 @@
 
 How a write becomes durable before it becomes visible: the bytes go to a file under ``<root>/.packtrain-tmp/``, which
 no listing shows, and are synced; link(2) gives the file its name if nobody has that name (`create`), rename(2) gives
-it its name whoever had it (`upload`); then every folder down to it is synced. A crash leaves only the hidden file.
+it its name whoever had it (`upload`); then every folder down to it is synced. A crash leaves only the hidden file,
+which its writer had locked: the next writer of the same machine finds it unlocked, and removes it.
 
 `delete` removes the folders that it leaves empty. The file system keeps that apart from writers: rmdir(2) fails when
 something is in a folder, and link(2) and rename(2) fail in a folder that is gone, whereupon the writer makes it anew.
@@ -13,6 +14,7 @@ Symbolic links inside a store are not objects and are never followed, neither as
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -80,6 +82,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
+        self._swept = False
 
     @property
     def url(self) -> str:
@@ -277,16 +280,26 @@ class DirectoryStore:
     @contextmanager
     def _unfinished(self) -> Iterator[_Unfinished]:
         """A new hidden file, which is gone at the end, whatever happens, unless it was renamed."""
-        name = _hidden_name()
         with ExitStack() as opened:
             with self._errors(TEMPORARY):
                 folder = self._make_folders(opened, [TEMPORARY])[-1]
-                file = _keep(opened, os.open(name, _NEW, 0o600, dir_fd=folder))
+                self._sweep(folder)
+                name, file = _new_locked(opened, folder)
             try:
                 yield _Unfinished(folder, name, file)
             finally:
                 with suppress(OSError):  # renamed, or on a disk that fails: then gc finds it
                     os.unlink(name, dir_fd=folder)
+
+    def _sweep(self, folder: int) -> None:
+        """Removes, once, what writers of this machine left when they died. Of other machines nobody here can know."""
+        if self._swept:
+            return
+        self._swept = True
+        for name in os.listdir(folder):
+            if name.startswith(f"{socket.gethostname()}."):
+                with suppress(OSError):  # its writer lives, or was first to remove it
+                    _remove_dead(name, folder)
 
     def _place(self, key: str, act: Callable[[int], None]) -> None:
         """Calls ``act`` with the open folder of a key, which is made if need be, and makes what it did durable."""
@@ -420,6 +433,35 @@ def _keep(opened: ExitStack, file: int) -> int:
 
 def _hidden_name() -> str:
     return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}"
+
+
+def _new_locked(opened: ExitStack, folder: int) -> tuple[str, int]:
+    """A new hidden file, open for writing, and locked where the file system has locks."""
+    while True:
+        name = _hidden_name()
+        file = _keep(opened, os.open(name, _NEW, 0o600, dir_fd=folder))
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        there = lstat_at(name, folder)
+        if there is not None and os.path.samestat(there, os.fstat(file)):  # nobody took it for left behind before that
+            return name, file
+
+
+def _remove_dead(name: str, folder: int) -> None:
+    """Raises OSError if its writer lives, or if it cannot be removed. A link cannot be locked, so its writer's process
+    is looked for; one in another container loses a link that it sets in this very moment, and says so."""
+    info = lstat_at(name, folder)
+    if info is not None and stat.S_ISLNK(info.st_mode):
+        _, process, _ = name.rsplit(".", 2)
+        if not Path(f"/proc/{process}").exists():
+            os.unlink(name, dir_fd=folder)
+        return
+    file = os.open(name, _OBJECT, dir_fd=folder)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS has shared locks alone for what is open for reading
+        os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(file)
 
 
 def _read_link(path: Path) -> str | None:
