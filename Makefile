@@ -18,7 +18,7 @@ test: .venv/.ready ## every test, those with real LLaMA-Factory and vLLM include
 	$(BIN)/python -m pytest tests
 
 check: .venv/.ready lint types ## the fast loop: lint, types, layers, tests without engines
-	$(BIN)/python -m pytest tests -m "not engine and not slow" -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest tests -m "not engine and not slow" -n auto --maxprocesses 4 --dist loadgroup --hypothesis-profile fast
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from packtrain.testing.servers import S3Server, seaweedfs
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
 from packtrain.testing.volumes import juicefs
+
+settings.register_profile("fast", max_examples=25)  # of `make check`; `make test` has Hypothesis' own hundred
+
+
+def first_fast(*values: object) -> list[object]:
+    """Parameters of a test that takes a while: `make check` has the first one, `make test` all."""
+    return [values[0], *(pytest.param(value, marks=pytest.mark.slow) for value in values[1:])]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from packtrain.ports import Store
-from packtrain.storage import open_store
+from packtrain.storage import objects, open_store
 from packtrain.testing.memory_store import MemoryStore
 
 
@@ -17,6 +17,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind."""
     if request.param == "s3":
         server = request.getfixturevalue("s3_environment")
+        request.getfixturevalue("monkeypatch").setattr(objects, "PAUSES", (0.01, 0.01))
         return open_store(f"{server.url}/conformance/{uuid.uuid4().hex}")
     if request.param == "juicefs":
         machine, *_ = request.getfixturevalue("volume")

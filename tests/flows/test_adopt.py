@@ -27,7 +27,7 @@ from packtrain.storage.objects import ObjectStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
 from packtrain.testing.servers import S3Server
-from tests.conftest import Models
+from tests.conftest import Models, first_fast
 from tests.flows.below import Below
 from tests.flows.conftest import House, contents
 from tests.flows.test_interruptions import killed_at, require_whole
@@ -342,7 +342,7 @@ def test_a_source_that_stays_away_is_said(house: House, models: Models) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER])
+@pytest.mark.parametrize("fault", first_fast(Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER))
 @pytest.mark.parametrize("copied", [True, False], ids=["copied", "streamed"])
 def test_adopt_interrupted_at_every_call_to_the_store(
     make_house: Make, models: Models, fault: Fault, copied: bool
@@ -422,6 +422,7 @@ def _adopt(arguments: tuple[Path, Path, Path]) -> tuple[bool, int]:
     return adopted.created, adopted.version.number
 
 
+@pytest.mark.slow
 def test_adopts_at_once_make_one_version(make_house: Make, models: Models, tmp_path: Path) -> None:
     root = tmp_path / "store"
     with multiprocessing.get_context("spawn").Pool(3) as pool:

@@ -19,7 +19,7 @@ from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.file_calls import killed_at
 from packtrain.testing.memory_store import MemoryStore
-from tests.conftest import Models
+from tests.conftest import Models, first_fast
 from tests.flows.conftest import House, contents
 
 Make = Callable[..., House]
@@ -43,7 +43,7 @@ def count_calls(act: Callable[[House], object], house: House) -> int:
     return counting.calls
 
 
-@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER])
+@pytest.mark.parametrize("fault", first_fast(Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER))
 def test_publish_interrupted_at_every_call_to_the_store(make_house: Make, models: Models, fault: Fault) -> None:
     calls = count_calls(lambda house: house.publish(models.first), make_house("count"))
     assert calls > 20
@@ -66,7 +66,7 @@ def test_publish_interrupted_at_every_call_to_the_store(make_house: Make, models
         assert after.registry.names() == ["llama"]
 
 
-@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.UNAVAILABLE, Fault.CUT_SHORT, Fault.FLIPPED_BIT])
+@pytest.mark.parametrize("fault", first_fast(Fault.KILLED, Fault.UNAVAILABLE, Fault.CUT_SHORT, Fault.FLIPPED_BIT))
 def test_pull_interrupted_at_every_call_to_the_store(make_house: Make, models: Models, fault: Fault) -> None:
     store = MemoryStore()
     make_house("publisher", store=store).publish(models.first)

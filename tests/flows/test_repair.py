@@ -19,7 +19,7 @@ from packtrain.model.reference import Reference
 from packtrain.model.version import how_to_mend
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
-from tests.conftest import Models
+from tests.conftest import Models, first_fast
 from tests.flows.conftest import House, contents
 
 Make = Callable[..., House]
@@ -155,7 +155,7 @@ def test_what_an_older_release_generated_is_not_made_up(
         mend(house, models.first)
 
 
-@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER])
+@pytest.mark.parametrize("fault", first_fast(Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER))
 def test_a_repair_interrupted_at_every_call_to_the_store(make_house: Make, models: Models, fault: Fault) -> None:
     whole = MemoryStore()
     make_house("publisher", store=whole).publish(models.first)

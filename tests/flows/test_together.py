@@ -6,6 +6,8 @@ import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from packtrain.flows import integrity
 from packtrain.storage.directory import DirectoryStore
 from tests.conftest import Models
@@ -26,6 +28,7 @@ def _pull(arguments: tuple[Path, Path]) -> int:
     return House(DirectoryStore(store), home).pull("llama").fetched
 
 
+@pytest.mark.slow
 def test_publishes_at_once_give_whole_versions(
     make_house: Callable[..., House], models: Models, tmp_path: Path
 ) -> None:
@@ -44,6 +47,7 @@ def test_publishes_at_once_give_whole_versions(
         integrity.check_directory(path, reader.cache.manifest(versions[number].digest), reader.notes)
 
 
+@pytest.mark.slow
 def test_many_pulls_on_one_node_download_once(make_house: Callable[..., House], models: Models, tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "store")
     size = make_house("publisher", store=store).publish(models.first).size

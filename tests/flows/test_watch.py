@@ -19,7 +19,7 @@ from packtrain.model.reference import Reference
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
-from tests.conftest import Models
+from tests.conftest import Models, first_fast
 from tests.flows.conftest import House, contents
 from tests.flows.test_interruptions import killed_at, require_whole
 
@@ -309,6 +309,7 @@ def test_what_changes_while_the_store_is_read_is_not_removed(
     assert (path / "generation_config.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_a_new_export_into_the_same_folder_survives_a_removal_that_was_cut_off(
     make_house: Make, models: Models, folder: Path
 ) -> None:
@@ -515,7 +516,7 @@ def safe(make_house: Make, store: object, models: Models, path: Path, who: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER])
+@pytest.mark.parametrize("fault", first_fast(Fault.KILLED, Fault.UNAVAILABLE, Fault.LOST_ANSWER))
 def test_watch_interrupted_at_every_call_to_the_store(
     make_house: Make, models: Models, folder: Path, fault: Fault
 ) -> None:

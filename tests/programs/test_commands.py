@@ -247,6 +247,7 @@ def test_documents_of_the_cache_are_as_documented(cli: Cli, models: Models) -> N
         assert shape(cli.json("cache", command, "llama")) == shape(documented(f"cache {command}"))
 
 
+@pytest.mark.slow
 def test_the_cache_keeps_what_an_engine_uses(cli: Cli, models: Models, tmp_path: Path) -> None:
     cli.run("publish", models.first, "--name", "llama")
     cli.run("publish", models.second, "--name", "llama")
