@@ -317,6 +317,9 @@ class State:
         return current
 
 
+_DAMAGED = "Read it again. If it stays, it was changed or damaged: restore the ledger folder from a backup."
+
+
 class Log:
     """A chain of events that was checked as it was read, and its fold.
 
@@ -359,15 +362,19 @@ class Log:
     def extend(self, data: bytes) -> Event:
         sequence = len(self.events) + 1
         what = f"event {sequence} of the ledger of {self.name}"
-        event = Event.decode(data, what=what)
-        if event.name != self.name or event.sequence != sequence:
-            raise IntegrityError(f"{what} says that it is event {event.sequence} of {event.name}")
-        if event.previous != self.head:
-            raise IntegrityError(
-                f"{what} does not follow event {sequence - 1}: the chain is broken",
-                hint="Somebody changed or removed an event. Restore the ledger folder from a backup.",
-            )
-        self.state = _fold(self.state, event, what)
+        try:
+            event = Event.decode(data, what=what)
+            if event.name != self.name or event.sequence != sequence:
+                raise IntegrityError(f"{what} says that it is event {event.sequence} of {event.name}")
+            if event.previous != self.head:
+                raise IntegrityError(
+                    f"{what} does not follow event {sequence - 1}: the chain is broken",
+                    hint="Somebody changed or removed an event. Restore the ledger folder from a backup.",
+                )
+            self.state = _fold(self.state, event, what)
+        except IntegrityError as error:
+            error.hint = error.hint or _DAMAGED
+            raise
         self.events.append(event)
         self.head = hashlib.sha256(data).hexdigest()
         return event

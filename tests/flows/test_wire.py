@@ -1,0 +1,111 @@
+"""A bad wire to the real S3 server, at every request: what arrives is whole, or the failure is said and the next run
+completes; no answer that is lost makes two versions or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from packtrain.errors import IntegrityError, PacktrainError, Unavailable
+from packtrain.storage.objects import ObjectStore, open_s3
+from packtrain.testing.faults import WIRE, Fault
+from packtrain.testing.proxy import Relay, relay
+from packtrain.testing.servers import S3Server
+from tests.conftest import Models
+from tests.flows.conftest import House, contents
+
+pytestmark = pytest.mark.slow
+
+Make = Callable[..., House]
+STALL = 0.3  # seconds without a byte after which these tests' clients give up
+
+
+@pytest.fixture
+def wire(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    with relay(s3_environment.endpoint) as wire:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+        yield wire
+
+
+@pytest.fixture
+def bucket(wire: Relay, s3_environment: S3Server, request: pytest.FixtureRequest) -> Callable[[str], ObjectStore]:
+    """A store of its own, by a name."""
+    folder = request.node.name.translate({ord(c): "-" for c in "[].:"})
+    return lambda name: open_s3(s3_environment.bucket, f"{folder}-{name}", stall=STALL)
+
+
+def at(number: int, fault: Fault, wire: Relay) -> None:
+    """The request ``number`` from now on meets it."""
+    first = wire.traffic.requests
+    wire.plan = lambda request: fault if request.number == first + number else None
+
+
+def require_said(error: PacktrainError, fault: Fault) -> None:
+    """It is the wire's fault, or the bytes', and what to do is said."""
+    assert isinstance(error, IntegrityError if fault is Fault.FLIPPED_BIT else (Unavailable, IntegrityError)), error
+    assert error.hint, error
+
+
+def require_whole(house: House, source: Path) -> None:
+    path = house.pull("llama").path
+    assert {file: (path / file).read_bytes() for file in contents(source)} == contents(source)
+    assert not list((house.home / "cache" / "partial").iterdir())
+
+
+@pytest.mark.parametrize("fault", WIRE)
+def test_pull_on_a_wire_that_fails_once(
+    make_house: Make, models: Models, wire: Relay, bucket: Callable[[str], ObjectStore], fault: Fault
+) -> None:
+    store = bucket("pull")
+    make_house("publisher", store=store).publish(models.first)
+    before = wire.traffic.requests
+    make_house("count", store=store).pull("llama")
+    requests = wire.traffic.requests - before
+    assert requests > 10
+    for k in range(requests):
+        node = make_house(f"node-{k}", store=store)
+        at(k, fault, wire)
+        try:
+            node.pull("llama")
+        except PacktrainError as error:
+            require_said(error, fault)
+            assert not list((node.home / "cache").glob("snapshots/*"))
+        wire.plan = None
+        require_whole(make_house(f"node-{k}", store=store), models.first)
+
+
+@pytest.mark.parametrize("fault", WIRE)
+def test_publish_on_a_wire_that_fails_once(
+    make_house: Make, models: Models, wire: Relay, bucket: Callable[[str], ObjectStore], fault: Fault
+) -> None:
+    before = wire.traffic.requests
+    make_house("count", store=bucket("count")).publish(models.first)
+    requests = wire.traffic.requests - before
+    assert requests > 20
+    for k in range(0, requests, 2):
+        store = bucket(f"publish-{k}")
+        at(k, fault, wire)
+        try:
+            make_house(f"publisher-{k}", store=store).publish(models.first)
+        except PacktrainError as error:
+            require_said(error, fault)
+        wire.plan = None
+        make_house(f"publisher-{k}", store=store).publish(models.first)
+        reader = make_house(f"reader-{k}", store=store)
+        assert list(reader.registry.audit("llama").state.versions) == [1]
+        require_whole(reader, models.first)
+
+
+def test_a_server_that_is_gone_for_a_while(
+    make_house: Make, models: Models, wire: Relay, bucket: Callable[[str], ObjectStore]
+) -> None:
+    store = bucket("gone")
+    make_house("publisher", store=store).publish(models.first)
+    with wire.refusing(), pytest.raises(Unavailable, match="cannot be reached") as caught:
+        make_house("node", store=store).pull("llama")
+    assert "AWS_ENDPOINT_URL" in caught.value.hint
+    require_whole(make_house("node", store=store), models.first)
+    with wire.refusing():
+        require_whole(make_house("node", store=store), models.first)
