@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from threading import Lock
 
 from packtrain.errors import AlreadyExists, NotFound, Unavailable
@@ -52,17 +52,17 @@ class Lease:
         self._digest = digest
         self._clock = clock
         self._lock = Lock()
-        self._renew_at = datetime.min.replace(tzinfo=clock.now().tzinfo)
+        self._renewed: float | None = None  # by the clock that nobody sets
 
     def renew(self) -> None:
         """Writes the event if half of the lease is over."""
         with self._lock:
-            now = self._clock.now()
-            if now < self._renew_at:
+            now = self._clock.monotonic()
+            if self._renewed is not None and now < self._renewed + LEASE.total_seconds() / 2:
                 return
-            until = timestamp(now + LEASE)
+            until = timestamp(self._clock.now() + LEASE)
             self._registry.change(self._name, lambda state: state.begin_publish(self._digest, self.publish_id, until))
-            self._renew_at = now + LEASE / 2
+            self._renewed = now
 
 
 def find_wrong(store: Store, prefix: str, manifest: Manifest, reporter: Reporter) -> Wrong:

@@ -360,23 +360,28 @@ class Log:
         return event
 
     def extend(self, data: bytes) -> Event:
-        sequence = len(self.events) + 1
-        what = f"event {sequence} of the ledger of {self.name}"
         try:
-            event = Event.decode(data, what=what)
-            if event.name != self.name or event.sequence != sequence:
-                raise IntegrityError(f"{what} says that it is event {event.sequence} of {event.name}")
-            if event.previous != self.head:
-                raise IntegrityError(
-                    f"{what} does not follow event {sequence - 1}: the chain is broken",
-                    hint="Somebody changed or removed an event. Restore the ledger folder from a backup.",
-                )
-            self.state = _fold(self.state, event, what)
+            event = self._checked(data)
         except IntegrityError as error:
             error.hint = error.hint or _DAMAGED
             raise
         self.events.append(event)
         self.head = hashlib.sha256(data).hexdigest()
+        return event
+
+    def _checked(self, data: bytes) -> Event:
+        """The event, folded into the state."""
+        sequence = len(self.events) + 1
+        what = f"event {sequence} of the ledger of {self.name}"
+        event = Event.decode(data, what=what)
+        if event.name != self.name or event.sequence != sequence:
+            raise IntegrityError(f"{what} says that it is event {event.sequence} of {event.name}")
+        if event.previous != self.head:
+            raise IntegrityError(
+                f"{what} does not follow event {sequence - 1}: the chain is broken",
+                hint="Somebody changed or removed an event. Restore the ledger folder from a backup.",
+            )
+        self.state = _fold(self.state, event, what)
         return event
 
 
