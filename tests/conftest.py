@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,12 @@ settings.register_profile("fast", max_examples=25)  # of `make check`; `make tes
 def first_fast(*values: object) -> list[object]:
     """Parameters of a test that takes a while: `make check` has the first one, `make test` all."""
     return [values[0], *(pytest.param(value, marks=pytest.mark.slow) for value in values[1:])]
+
+
+def pytest_configure() -> None:
+    """A shell that starts us in the background lets us, and all that we start, ignore Ctrl-C, which is tested here."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
