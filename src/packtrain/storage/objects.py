@@ -101,7 +101,7 @@ class ObjectStore:
                     yield piece
             except Unavailable as error:
                 pause = next(pauses, None)
-                if pause is None or error.busy:
+                if pause is None or error.busy or not _may_pass(error):
                     raise
                 time.sleep(pause)
 
@@ -314,6 +314,12 @@ def _exactly(key: str, body: Iterable[bytes], size: int) -> Iterator[bytes]:
         yield bytes(piece)  # a copy only of what its owner may change, because it is sent later
     if given != size:
         raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
+
+
+def _may_pass(error: Unavailable) -> bool:
+    """Whether what failed to be read may be there a moment later: the server or the connection was at fault."""
+    cause = error.__cause__
+    return cause is not None and not (isinstance(cause, Rejected) and cause.status < 500)
 
 
 def _first(pattern: str, text: str) -> str:

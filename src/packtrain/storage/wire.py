@@ -47,7 +47,7 @@ class Wire:
     def read(self, url: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes ``[start, start + length)`` of what ``url`` names, as views of ``buffer``; ``length`` > 0.
 
-        Ends early where the body does. Raises Rejected, OSError, HTTPException.
+        Ends early where the object does. Raises Rejected, OSError (a connection that broke among them), HTTPException.
         """
         connection, response = self._request(urlsplit(url), f"bytes={start}-{start + length - 1}")
         whole = False
@@ -56,10 +56,12 @@ class Wire:
                 raise _rejected(response)
             if not response.getheader("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
                 raise HTTPException("the server answers with another range than it was asked for")
-            left = length
+            announced, left = response.length, length
             while left and (count := response.readinto(buffer[: min(left, len(buffer))])):
                 left -= count
                 yield buffer[:count]
+            if left and announced == length:
+                raise ConnectionError("the connection was closed in the middle of the body")
             whole = response.isclosed() and not response.will_close  # the server may send less, never more, unread
         finally:
             if whole:
