@@ -169,6 +169,9 @@ def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch, ask: Calla
     [
         ("403 Forbidden", "RequestTimeTooSkewed", Refused, "clock"),
         ("403 Forbidden", "AccessDenied", Refused, "what they may do"),
+        ("403 Forbidden", "SignatureDoesNotMatch", Refused, "If-None-Match"),
+        ("400 Bad Request", "ExpiredToken", Refused, "Get new ones"),
+        ("501 Not Implemented", "NotImplemented", Refused, "conditional puts"),
         ("301 Moved Permanently", "PermanentRedirect", Unavailable, "AWS_REGION"),
         ("400 Bad Request", "AuthorizationHeaderMalformed", Unavailable, "AWS_REGION"),
         ("404 Not Found", "NoSuchBucket", Unavailable, "Create the bucket"),

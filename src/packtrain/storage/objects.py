@@ -241,10 +241,12 @@ class ObjectStore:
                 "SeaweedFS are. Update the server, or use another one.",
             )
         if status.startswith(("401", "403")):
+            signed = code == "SignatureDoesNotMatch"
+            proxy = " Or a proxy on the way changes what was signed, such as If-None-Match." if signed else ""
             return Refused(
                 f"{place}: the server refuses: {answer}",
                 hint=f"Check the credentials (AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN, AWS_PROFILE), that they belong to "
-                f"{self._endpoint}, and what they may do in this bucket.",
+                f"{self._endpoint}, and what they may do in this bucket.{proxy}",
             )
         if "redirect without LOCATION" in text or code == "AuthorizationHeaderMalformed":
             return Unavailable(

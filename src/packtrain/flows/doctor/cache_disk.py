@@ -67,7 +67,8 @@ def _room(cache: Cache) -> Check:
 def _file_system(root: Path) -> Check:
     here = disks.existing(root)
     kind = disks.kind(here)
-    what = f"on {kind}, {'with' if _clones(here) else 'without'} reflinks"
+    able = {"hard links": _links(here), "reflinks": _clones(here)}
+    what = f"on {kind}, " + ", ".join(f"{'with' if able[each] else 'without'} {each}" for each in able)
     if kind in disks.MEMORY:
         return warning(
             "cache", f"{what}: it takes memory, and is empty after a restart", "Set cache_dir to a local disk."
@@ -79,6 +80,17 @@ def _file_system(root: Path) -> Check:
             'Set cache_dir to a local disk; or serve from a shared volume without a copy: pull = "in-place".',
         )
     return ok("cache", what)
+
+
+def _links(folder: Path) -> bool:
+    """Whether a file there can have two names: then versions share what they have in common."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as home:
+            (Path(home) / "one").touch()
+            (Path(home) / "other").hardlink_to(Path(home) / "one")
+    except OSError:
+        return False
+    return True
 
 
 def _clones(folder: Path) -> bool:
