@@ -17,7 +17,7 @@ from packtrain.model.manifest import Manifest
 from packtrain.model.reference import Reference
 from packtrain.model.version import version_prefix
 from packtrain.testing.memory_store import MemoryStore
-from packtrain.testing.tinymodels import write_base, write_merged
+from packtrain.testing.merges import write_merges
 from packtrain.training.weights import read_header
 from tests.flows.conftest import House
 
@@ -25,13 +25,9 @@ from tests.flows.conftest import House
 @pytest.fixture(scope="module")
 def merges(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two merges of one base that differ in q_proj and v_proj, and the second in other shards. Tensors of 2 MiB."""
-    home = tmp_path_factory.mktemp("merges")
     shape = {"hidden": 1024, "intermediate": 2048, "heads": 8, "kv_heads": 8, "vocab": 1024}
-    base = write_base(home / "base", seed=1, shards=3, **shape)
-    first = write_merged(home / "first", base, seed=2)
-    second = write_merged(home / "second", base, seed=3)
-    other = write_base(home / "base-4", seed=1, shards=4, **shape)
-    return [first, second, write_merged(home / "re-sharded", other, seed=3)]
+    made = write_merges(tmp_path_factory.mktemp("merges"), shards=3, reshards=4, **shape)
+    return [made.first, made.second, made.resharded]
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ _BLOCK = 1 << 20
 _TRANSFORMERS = "5.6.0"
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja")
+_INDEX = "model.safetensors.index.json"
 
 
 # --- safetensors -------------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ def _write_shards(
         places |= dict.fromkeys(part, file)
     parameters = sum(entry.count for entry in entries.values())
     index = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": places}
-    _write_json(directory / "model.safetensors.index.json", index, end="\n")
+    _write_json(directory / _INDEX, index, end="\n")
 
 
 def _tokenizer(vocab: int) -> dict[str, Any]:
@@ -522,11 +523,22 @@ def _varint(value: int) -> bytes:
 # --- what a training leaves --------------------------------------------------------------------------------
 
 
-def write_merged(directory: Path, base: Path, *, seed: int, changed: Sequence[str] = ("q_proj", "v_proj")) -> Path:
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # lora_target: all
+
+
+def write_merged(
+    directory: Path,
+    base: Path,
+    *,
+    seed: int,
+    changed: Sequence[str] = ("q_proj", "v_proj"),
+    shards: int | None = None,
+) -> Path:
     """What `llamafactory-cli export` leaves: the base's shards, in which only the changed tensors differ.
 
     A tensor changes if the last part of its name before `.weight` is among `changed`; nothing there gives an
-    exact copy of the weights. Weight files are readable by their owner only, as LLaMA-Factory leaves them.
+    exact copy of the weights. `shards` is for another `export_size` than the base's: the same tensors in so many
+    files. Weight files are readable by their owner only, as LLaMA-Factory leaves them.
     """
     entries = _read_headers(base)
     targets = _targets(entries, changed) if changed else []
@@ -537,11 +549,17 @@ def write_merged(directory: Path, base: Path, *, seed: int, changed: Sequence[st
             return _random_weights(f"{seed}/merged/{name}", entries[name])
         return _read_tensor(entries[name])
 
-    for file in sorted({entry.file for entry in entries.values()}):
-        path = directory / file.name
-        _write(path, {name: entry for name, entry in entries.items() if entry.file == file}, content)
+    if shards is not None:
+        _write_shards(directory, entries, content, shards)
+    else:
+        for file in sorted({entry.file for entry in entries.values()}):
+            part = {name: entry for name, entry in entries.items() if entry.file == file}
+            _write(directory / file.name, part, content)
+        if (base / _INDEX).exists():
+            shutil.copyfile(base / _INDEX, directory / _INDEX)
+    for path in directory.glob("*.safetensors"):
         path.chmod(0o600)
-    for name in ("config.json", "generation_config.json", "model.safetensors.index.json", *_TOKENIZER_FILES):
+    for name in ("config.json", "generation_config.json", *_TOKENIZER_FILES):
         if (base / name).exists():
             shutil.copyfile(base / name, directory / name)
     config = _tokenizer_config(_positions(base), padding_side="left")
