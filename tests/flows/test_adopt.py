@@ -21,9 +21,10 @@ from packtrain.flows.publish import Published, Request
 from packtrain.flows.verify import verify
 from packtrain.model.manifest import FILE_NAME, Manifest
 from packtrain.ports import ObjectInfo, Store
-from packtrain.storage import objects, open_store
+from packtrain.storage import open_store
 from packtrain.storage.directory import DirectoryStore
 from packtrain.storage.objects import ObjectStore
+from packtrain.storage.s3 import S3
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
 from packtrain.testing.servers import S3Server
@@ -153,7 +154,7 @@ def test_within_a_bucket_the_server_copies(
     assert sorted(uploaded) == ["MLmodel", "requirements.txt"]  # what nobody else has
 
     uploaded.clear()
-    monkeypatch.setattr(objects, "COPY", 100_000)  # what S3 copies at most
+    monkeypatch.setattr(S3, "copies", 100_000)  # what S3 copies at most
     take(make_house("large", store=open_store(f"{url}/large")), open_store(f"{url}/v1"))
     large = {name for name, data in contents(models.first).items() if len(data) > 100_000}
     assert large and set(uploaded) == {"MLmodel", "requirements.txt"} | large

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from packtrain.errors import IntegrityError, PacktrainError, Unavailable
-from packtrain.storage.objects import ObjectStore, open_s3
+from packtrain.storage.objects import ObjectStore
+from packtrain.storage.s3 import open_s3
 from packtrain.testing.faults import WIRE, Fault
 from packtrain.testing.proxy import Relay, relay
 from packtrain.testing.servers import S3Server

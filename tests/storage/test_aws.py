@@ -9,7 +9,7 @@ import pytest
 
 from packtrain.errors import UsageError
 from packtrain.storage.aws import s3_config
-from packtrain.storage.objects import open_s3
+from packtrain.storage.s3 import open_s3
 from packtrain.testing.servers import S3Server
 
 

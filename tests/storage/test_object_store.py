@@ -18,7 +18,8 @@ import pytest
 
 from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable
 from packtrain.storage import objects
-from packtrain.storage.objects import PART, ObjectStore, open_s3
+from packtrain.storage.objects import PART, ObjectStore
+from packtrain.storage.s3 import open_s3
 from packtrain.testing.servers import S3Server
 
 Answer = bytes | None  # None: silence
@@ -301,7 +302,7 @@ def test_a_body_is_not_read_to_its_end_when_sending_fails(monkeypatch: pytest.Mo
 def test_an_upload_takes_bounded_memory(s3_environment: S3Server) -> None:
     program = """
 import os, resource
-from packtrain.storage.objects import open_s3
+from packtrain.storage.s3 import open_s3
 store = open_s3(os.environ["BUCKET"], "memory")
 store.upload("small", (bytes(1 << 20) for _ in range(32)), 32 << 20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -329,7 +330,7 @@ def test_keys_are_under_the_prefix_in_the_bucket(store: ObjectStore, s3_environm
 
 
 def test_ctrl_c_is_heard_while_a_server_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = 'from packtrain.storage.objects import open_s3; open_s3("b", "", stall=300).get("k")'
+    program = 'from packtrain.storage.s3 import open_s3; open_s3("b", "", stall=300).get("k")'
     with scripted(monkeypatch, None) as (server, _):
         process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
         while not server.requests:

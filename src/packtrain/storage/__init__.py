@@ -44,7 +44,7 @@ def _directory(path: str) -> Store:
 
 
 def _s3(url: str, rest: str) -> Store:
-    from packtrain.storage.objects import open_s3  # obstore: 40 ms that a help page must not pay
+    from packtrain.storage.s3 import open_s3  # obstore: 40 ms that a help page must not pay
 
     bucket, _, prefix = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):

@@ -2,80 +2,112 @@
 
 obstore streams, signs, retries and sends conditional puts. What is added here is what its callers must be able to
 rely on: a creation that is never repeated blindly, the exception of a body as it was raised, and errors that say what
-to check. Every request fails when the server is silent for ``stall`` seconds.
+to check. Every request fails when the server is silent for ``stall`` seconds. What S3, GCS and Azure each do in their
+own way is a `Provider`'s.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from http.client import HTTPException
-from socket import gaierror
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import S3Store
+from obstore.store import AzureStore, GCSStore, S3Store
 
-from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable, UsageError
+from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Unavailable
 from packtrain.ports import ObjectInfo
-from packtrain.storage.aws import s3_config
+from packtrain.storage.failures import RAISED, Failure
 from packtrain.storage.threads import hand_over, interruptible
-from packtrain.storage.wire import Rejected, Wire
+from packtrain.storage.wire import Link, Wire
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
 T = TypeVar("T")
+Connection: TypeAlias = S3Store | GCSStore | AzureStore
 
 MIB = 1 << 20
 PART = 8 * MIB  # an object up to this size is one request
-MAX_PARTS = 10_000  # S3's limit for one object
+MAX_PARTS = 10_000  # of one object, on S3 and GCS; Azure takes more
 PARTS_AT_ONCE = 4  # with PART: the memory an upload takes
 PIECE = 128 << 10  # bytes that `read` gives at once, at least
-COPY = 5 * 10**9  # bytes that S3 copies in one call, at most
 
 STALL = 30.0  # seconds without a byte after which a request has failed; for twice that long it is repeated
-_SIGNED_FOR = timedelta(hours=1)  # of a URL: for one request, which begins at once
 SENDING = 4  # an answer comes only after a part was sent, so a sender waits this many times longer
-
-# A creation may be repeated only after a failure that says that it was not done.
-_NOT_DONE = ("ConditionalRequestConflict", "<Code>SlowDown</Code>", "kind: Connect")
 PAUSES = (0.1, 0.4, 1.6)  # seconds before each repetition of a creation or of what is left of a read
 
 
+class Provider(Protocol):
+    """What S3, GCS and Azure each do in their own way, for one bucket: packtrain.storage.s3, gcs and azure."""
+
+    @property
+    def url(self) -> str:
+        """Of the bucket: s3://bucket."""
+        ...
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is, for people and for the wire."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """The variable that says where it is, for hints."""
+        ...
+
+    @property
+    def copies(self) -> int:
+        """Bytes of an object that the server copies in one call, at most."""
+        ...
+
+    def connect(self, prefix: str | None, client: ClientConfig, retry: RetryConfig) -> Connection:
+        """Raises UsageError for settings that make no sense. Asks nobody yet."""
+        ...
+
+    def link(self, connection: Connection, key: str) -> Link | None:
+        """What the wire needs to read an object, valid for a request that begins at once; None: only obstore can."""
+        ...
+
+    def is_taken(self, failure: Failure) -> bool:
+        """Whether a creation failed because the key is there."""
+        ...
+
+    def is_undone(self, failure: Failure) -> bool:
+        """Whether the server says that a creation was not done, so that it may be repeated."""
+        ...
+
+    def explain(self, failure: Failure, place: str) -> PacktrainError | None:
+        """What only this provider says, and what to do about it. None for what is the same everywhere."""
+        ...
+
+
 class ObjectStore:
-    """A `Store` under a prefix of a bucket. `open_s3` makes it.
+    """A `Store` under a prefix of a bucket, without slashes at its ends, or empty. ``stall`` in seconds."""
 
-    ``reader`` and ``writer`` repeat what fails; ``creator`` does not: a put-if-absent whose answer was lost, sent
-    again, would be told that somebody else was first. ``copier`` is on the whole bucket.
-    """
+    def __init__(self, provider: Provider, prefix: str, *, stall: float = STALL) -> None:
+        self._provider = provider
+        self._url = f"{provider.url}/{prefix}".rstrip("/")
+        self._wire = Wire(stall=stall)
 
-    def __init__(
-        self,
-        url: str,
-        endpoint: str,
-        *,
-        reader: S3Store,
-        writer: S3Store,
-        creator: S3Store,
-        copier: S3Store,
-        wire: Wire,
-        signs: bool,
-    ) -> None:
-        self._url = url
-        self._endpoint = endpoint
-        self._wire = wire
-        self._signs = signs
-        self._reader = reader
-        self._writer = writer
-        self._creator = creator
-        self._copier = copier
+        def connect(silence: float, retries: int, below: str = prefix) -> Connection:
+            client: ClientConfig = {
+                "allow_http": provider.endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=min(5.0, silence)),
+                "read_timeout": timedelta(seconds=silence),
+                "timeout": timedelta(hours=24),  # of a whole answer: a stall ends it, not its length
+            }
+            retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * stall)}
+            return provider.connect(below or None, client, retry)
+
+        self._reader = connect(stall, retries=5)
+        self._writer = connect(stall * SENDING, retries=5)
+        # A put-if-absent whose answer was lost, sent again, would be told that somebody else was first.
+        self._creator = connect(stall, retries=0)
+        self._copier = connect(stall * SENDING, retries=5, below="")
 
     @property
     def url(self) -> str:
@@ -91,7 +123,7 @@ class ObjectStore:
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         if length == 0:
             if self.head(key) is None:
-                raise self._not_found(key)
+                raise NotFound(f"there is no {self.locate(key)}")
             return
         pauses = iter(PAUSES)
         while length:
@@ -101,7 +133,8 @@ class ObjectStore:
                     yield piece
             except Unavailable as error:
                 pause = next(pauses, None)
-                if pause is None or error.busy or not _may_pass(error):
+                broken = error.__cause__ is not None and _failure(error).passing  # else the bytes ended early
+                if pause is None or error.busy or not broken:
                     raise
                 time.sleep(pause)
 
@@ -120,11 +153,11 @@ class ObjectStore:
             )
 
     def _pieces(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """Signed anew for each request, so neither a URL nor the session token behind it is ever used when old.
-        What cannot be signed (a public bucket, read without credentials) goes the slower way."""
-        if self._signs:
-            url = self._ask(key, lambda: obstore.sign(self._reader, "GET", key, expires_in=_SIGNED_FOR))
-            return self._wire.read(url, start, length, buffer)
+        """Linked anew for each request, so nothing that expires is ever used when old. What the wire cannot read, such
+        as a public bucket without credentials, goes the slower way."""
+        link = self._ask(key, lambda: self._provider.link(self._reader, key))
+        if link is not None:
+            return self._wire.read(link, start, length, buffer)
         answer = self._ask(key, lambda: obstore.get(self._reader, key, options={"range": (start, start + length)}))
         return map(memoryview, answer.stream(min_chunk_size=PIECE))
 
@@ -133,8 +166,9 @@ class ObjectStore:
             try:
                 self._ask(key, lambda: obstore.put(self._creator, key, data, mode="create", use_multipart=False))
                 return
-            except PacktrainError as error:
-                if pause is None or not any(sign in str(error.__cause__) for sign in _NOT_DONE):
+            except Unavailable as error:
+                failure = _failure(error)
+                if pause is None or not (failure.unconnected or self._provider.is_undone(failure)):
                     raise
                 time.sleep(pause)
 
@@ -153,9 +187,9 @@ class ObjectStore:
         hand_over(pieces, send)
 
     def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
-        """By CopyObject, within the bucket. An object that is too large for that is the caller's to stream."""
-        bucket = "/".join(self._url.split("/")[:3]) + "/"
-        if not url.startswith(bucket) or size > COPY:
+        """Within the bucket, by one call. An object that is too large for that is the caller's to stream."""
+        bucket = f"{self._provider.url}/"
+        if not url.startswith(bucket) or size > self._provider.copies:
             return False
         source, target = (place.removeprefix(bucket) for place in (url, self.locate(key)))
         try:
@@ -189,116 +223,23 @@ class ObjectStore:
     def locate(self, key: str) -> str:
         return f"{self._url}/{key}".rstrip("/")
 
-    def _not_found(self, key: str) -> NotFound:
-        return NotFound(f"there is no {self.locate(key)}")
-
     def _ask(self, key: str, call: Callable[[], T]) -> T:
         with self._errors(key):
             return interruptible(call)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        """Turns obstore's errors, which include FileNotFoundError, into ours."""
+        """Turns what obstore and the wire raise into our errors."""
         try:
             yield
-        except (BaseError, OSError, HTTPException, Rejected) as error:
-            raise self._explain(error, key) from error
+        except RAISED as error:
+            raise self._explained(Failure.of(error), self.locate(key)) from error
 
-    def _explain(self, error: Exception, key: str) -> PacktrainError:
-        """Our error for one of obstore's, whose text carries the server's answer and the kind of a failure."""
-        text = str(error)
-        place = self.locate(key)
-        status = _first(r"non-2xx status code: (\d+ [A-Za-z ]+)", text)
-        code = _first(r"<Code>(\w+)</Code>", text)
-        answer = " ".join(part for part in (status, code) if part)
-        if code == "NoSuchBucket":
-            return Unavailable(
-                f"there is no bucket for {self._url} at {self._endpoint}",
-                hint="Create the bucket, or correct its name, AWS_ENDPOINT_URL or AWS_REGION.",
-            )
-        if isinstance(error, FileNotFoundError) or (isinstance(error, Rejected) and error.status == 404):
-            return self._not_found(key)
-        if isinstance(error, AlreadyExistsError) and code != "ConditionalRequestConflict":
+    def _explained(self, failure: Failure, place: str) -> PacktrainError:
+        if self._provider.is_taken(failure):
             return AlreadyExists(f"{place} is there already")
-        if "/latest/api/token" in text or "/latest/meta-data" in text:
-            return Refused(
-                f"no credentials for {self._url} were found",
-                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket "
-                "AWS_SKIP_SIGNATURE=true.",
-            )
-        if code == "RequestTimeTooSkewed":
-            return Refused(f"{place}: {answer}", hint="This machine's clock is wrong. Set it (chrony, ntpd).")
-        if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
-            return Refused(
-                f"{place}: the credentials have expired: {answer}",
-                hint="Get new ones from where these came from: sign in again (aws sso login), assume the role again, "
-                "or have the token renewed.",
-            )
-        if code == "NotImplemented" or status.startswith("501"):
-            return Refused(
-                f"{place}: {self._endpoint} does not support what was asked: {answer}",
-                hint="Packtrain needs an S3 server with conditional puts (If-None-Match: *), which AWS S3 and "
-                "SeaweedFS are. Update the server, or use another one.",
-            )
-        if status.startswith(("401", "403")):
-            signed = code == "SignatureDoesNotMatch"
-            proxy = " Or a proxy on the way changes what was signed, such as If-None-Match." if signed else ""
-            return Refused(
-                f"{place}: the server refuses: {answer}",
-                hint=f"Check the credentials (AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN, AWS_PROFILE), that they belong to "
-                f"{self._endpoint}, and what they may do in this bucket.{proxy}",
-            )
-        if "redirect without LOCATION" in text or code == "AuthorizationHeaderMalformed":
-            return Unavailable(
-                f"{place}: the server sends us elsewhere", hint="The bucket is in another region. Set AWS_REGION to it."
-            )
-        late = "kind: Timeout" in text or isinstance(error, TimeoutError)
-        if late or "kind: Connect" in text or "dns error" in text or isinstance(error, (ConnectionError, gaierror)):
-            did = "did not answer in time" if late else "cannot be reached"
-            return Unavailable(
-                f"{place}: {self._endpoint} {did}",
-                hint="Check AWS_ENDPOINT_URL, the network and proxies, and that the server runs; then try again.",
-            )
-        return Unavailable(
-            f"{place}: {answer or text.partition('Debug source')[0].strip()}",
-            hint=f"Try again. If it stays, look at the logs of {self._endpoint}.",
-            busy=status.startswith(("429", "503")) or code == "SlowDown",
-            retry_after=error.retry_after if isinstance(error, Rejected) else None,
-        )
-
-
-def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
-    """A store in an S3 bucket, by AWS's environment variables and profiles. Asks nobody yet.
-
-    ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds. Raises UsageError for bad settings.
-    """
-    config = s3_config()
-    endpoint = config.get("endpoint") or f"https://s3.{config.get('region', 'us-east-1')}.amazonaws.com"
-
-    def connect(silence: float, retries: int, below: str = prefix) -> S3Store:
-        client: ClientConfig = {
-            "allow_http": endpoint.startswith("http://"),
-            "connect_timeout": timedelta(seconds=min(5.0, silence)),
-            "read_timeout": timedelta(seconds=silence),
-            "timeout": timedelta(hours=24),  # of a whole answer: a stall ends it, not its length
-        }
-        retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * stall)}
-        try:
-            return S3Store(bucket, prefix=below or None, config=config, client_options=client, retry_config=retry)
-        except (BaseError, ValueError) as error:
-            what = _first(r"(.*)", str(error))
-            raise UsageError(f"the settings for S3 make no sense: {what}", hint="Check the AWS_* variables.") from error
-
-    return ObjectStore(
-        f"s3://{bucket}/{prefix}".rstrip("/"),
-        endpoint,
-        reader=connect(stall, retries=5),
-        writer=connect(stall * SENDING, retries=5),
-        creator=connect(stall, retries=0),
-        copier=connect(stall * SENDING, retries=5, below=""),
-        wire=Wire(stall=stall),
-        signs=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() not in ("1", "true", "yes", "on", "y", "t"),
-    )
+        own = self._provider.explain(failure, place)
+        return own or failure.explained(place, self._provider.endpoint, self._provider.address)
 
 
 def _info(meta: ObjectMeta, key: str) -> ObjectInfo:
@@ -318,12 +259,6 @@ def _exactly(key: str, body: Iterable[bytes], size: int) -> Iterator[bytes]:
         raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
 
 
-def _may_pass(error: Unavailable) -> bool:
-    """Whether what failed to be read may be there a moment later: the server or the connection was at fault."""
-    cause = error.__cause__
-    return cause is not None and not (isinstance(cause, Rejected) and cause.status < 500)
-
-
-def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    return found[1] if found else ""
+def _failure(error: Unavailable) -> Failure:
+    """What it was made of."""
+    return Failure.of(error.__cause__ if isinstance(error.__cause__, Exception) else error)

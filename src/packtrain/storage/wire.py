@@ -11,8 +11,9 @@ import os
 import ssl
 import weakref
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from threading import Lock
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -30,6 +31,14 @@ class Rejected(Exception):
         self.retry_after = retry_after
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A URL that may be read as it is, or with these headers."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 class Wire:
     """The connections to one server, kept and used again by any number of threads.
 
@@ -44,12 +53,12 @@ class Wire:
         self._lock = Lock()
         weakref.finalize(self, _close, self._idle)
 
-    def read(self, url: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes ``[start, start + length)`` of what ``url`` names, as views of ``buffer``; ``length`` > 0.
+    def read(self, link: Link, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes ``[start, start + length)`` of what a link names, as views of ``buffer``; ``length`` > 0.
 
         Ends early where the object does. Raises Rejected, OSError (a connection that broke among them), HTTPException.
         """
-        connection, response = self._request(urlsplit(url), f"bytes={start}-{start + length - 1}")
+        connection, response = self._request(link, f"bytes={start}-{start + length - 1}")
         whole = False
         try:
             if response.status != 206 and not (response.status == 200 and start == 0 and response.length == length):
@@ -70,14 +79,15 @@ class Wire:
                 response.close()  # it keeps the socket when the server is going to close the connection
                 connection.close()
 
-    def _request(self, url: SplitResult, span: str) -> tuple[HTTPConnection, HTTPResponse]:
+    def _request(self, link: Link, span: str) -> tuple[HTTPConnection, HTTPResponse]:
+        url, headers = urlsplit(link.url), {**link.headers, "Range": span}
         while (kept := self._kept()) is not None:
             with suppress(OSError, HTTPException):  # the server may have closed it meanwhile
-                return kept, _ask(kept, url, span)
+                return kept, _ask(kept, url, headers)
             kept.close()
         new = self._connection(url)
         try:
-            return new, _ask(new, url, span)
+            return new, _ask(new, url, headers)
         except BaseException:
             new.close()
             raise
@@ -112,9 +122,9 @@ def _close(connections: list[HTTPConnection]) -> None:
         connection.close()
 
 
-def _ask(connection: HTTPConnection, url: SplitResult, span: str) -> HTTPResponse:
+def _ask(connection: HTTPConnection, url: SplitResult, headers: Mapping[str, str]) -> HTTPResponse:
     target = f"{url.path}?{url.query}" if url.query else url.path
-    headers = {"Host": url.netloc, "Range": span, "Accept-Encoding": "identity"}
+    headers = {"Host": url.netloc, "Accept-Encoding": "identity", **headers}
     if url.scheme == "http" and (proxy := _proxy(url)):
         target = f"http://{url.netloc}{target}"
         headers |= _authorization(proxy)
