@@ -14,7 +14,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
+from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
 
@@ -218,12 +218,6 @@ def post(url: str, body: dict[str, object]) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as reply:
         return json.load(reply)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def title(text: str) -> None:

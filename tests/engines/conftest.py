@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from packtrain.testing.ports import free_port
 from packtrain.testing.tinymodels import write_base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,9 +101,7 @@ class Cli:
     @contextmanager
     def serving(self, reference: str, *arguments: str) -> Iterator[str]:
         """`packtrain serve` until the block ends. Gives the URL of the engine when it answers."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         shape = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
         command = [
             "packtrain",

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_base
 from tests.conftest import Models
@@ -251,9 +251,7 @@ def test_documents_of_the_cache_are_as_documented(cli: Cli, models: Models) -> N
 def test_the_cache_keeps_what_an_engine_uses(cli: Cli, models: Models, tmp_path: Path) -> None:
     cli.run("publish", models.first, "--name", "llama")
     cli.run("publish", models.second, "--name", "llama")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     vllm = write_executable(tmp_path / "vllm")
     engine = subprocess.Popen(
         cli.command("run", "llama/1", "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"),
@@ -406,9 +404,7 @@ def test_in_place_is_a_setting_and_a_flag(published: Cli) -> None:
 def test_an_engine_serves_the_version(
     published: Cli, tmp_path: Path, command: str, stop: signal.Signals, how: str
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     vllm = write_executable(tmp_path / "vllm")
     process = subprocess.Popen(
         published.command(

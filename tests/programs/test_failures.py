@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 
 from packtrain import cli as program
 from packtrain import errors
+from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_base
 from tests.conftest import Models
@@ -135,9 +135,7 @@ def test_9_engines_that_are_not_there_or_fail(published: Cli, tmp_path: Path) ->
 def test_an_engine_that_fails_gives_its_own_exit_code(published: Cli, tmp_path: Path) -> None:
     broken = Cli(published.home, {**published.environment, "STUB_VLLM_EXIT": "33"})
     vllm = write_executable(tmp_path / "vllm")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     done = broken.run("serve", "llama", "--vllm", vllm, "--", "--port", port, code=33)
     assert "ended with exit code 33 before it was ready" in done.stderr
     broken.run("run", "llama", "--vllm", vllm, "--", "--port", port, code=33)

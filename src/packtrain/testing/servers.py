@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +23,7 @@ from obstore.exceptions import GenericError
 from obstore.store import S3Store
 
 from packtrain.errors import NotFound, Unavailable
+from packtrain.testing.ports import free_ports
 
 GRPC_OFFSET = 10_000  # weed serves gRPC on each of its ports plus this
 START_TIMEOUT = 60.0  # seconds
@@ -70,7 +69,7 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
     weed = program("weed")
     directory.mkdir(parents=True, exist_ok=True)
     writer, reader = ("packtrain", secrets.token_hex(16)), ("reader", secrets.token_hex(16))
-    master, volume, filer, s3 = free_ports(4)
+    master, volume, filer, s3 = free_ports(4, beside=GRPC_OFFSET)
     config = directory / "s3.json"
     identities = [
         {"name": access, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
@@ -142,19 +141,3 @@ def program(name: str) -> str:
     if found is None:
         raise NotFound(f"{name} is not installed", hint="It comes with the development dependencies: make setup.")
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, each with its gRPC port. All are held while looking, so they differ."""
-    ports: list[int] = []
-    with ExitStack() as held:
-        while len(ports) < count:
-            port = random.randrange(11_000, 22_000)  # below Linux's ephemeral ports (32768...), its gRPC port too
-            try:
-                for number in (port, port + GRPC_OFFSET):
-                    listener = held.enter_context(socket.socket())
-                    listener.bind(("127.0.0.1", number))
-            except OSError:
-                continue
-            ports.append(port)
-    return ports
