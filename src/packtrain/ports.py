@@ -6,7 +6,7 @@ ledger in a store. tests/conformance holds the suite that each of them passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,96 @@ class ObjectInfo:
     size: int
     tag: str = field(default="", compare=False)
     modified: datetime | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartLimits:
+    """In bytes: no part but the last is smaller than ``smallest``, and none larger than ``largest``; and an object has
+    at most ``most`` parts."""
+
+    smallest: int
+    largest: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A multipart upload that was begun, and neither completed nor aborted. ``begun`` by the store's own clock."""
+
+    key: str
+    id: str
+    begun: datetime | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartInfo:
+    """A part that an open upload holds. ``number`` counts from 1; ``tag`` is what `Multipart.complete` asks for;
+    ``crc32`` is the CRC-32 of the bytes that the store has got, as it computed it, None where it does not say."""
+
+    number: int
+    size: int
+    tag: str
+    crc32: int | None = None
+
+
+Body = Callable[[], Iterable[bytes | memoryview]]  # may be asked again, from the first byte; a piece is not kept
+
+
+class Multipart(Protocol):
+    """Objects made of parts, which the store checks: to go on in the middle of one, and to let the server copy ranges
+    of others.
+
+    Laws:
+    1. Nothing is seen under a key before `complete`; then the object is the parts that it was given, in their order.
+    2. A part that was acknowledged is held, for every process, until its upload is completed or aborted. A number that
+       is written again holds the later bytes; `parts` may not name it then.
+    3. Bytes whose CRC-32 is not the one announced are refused with IntegrityError, by a store that computes it.
+    4. After it was completed or aborted an upload is gone: NotFound. But `abort` returns, and `complete` may, of what
+       was completed.
+    5. Errors and threads as of `Store`; a body's exception is raised as it is, and its part is not held.
+    """
+
+    @property
+    def limits(self) -> PartLimits: ...
+
+    def warm(self) -> None:
+        """Begins, beside other work, what the first call would wait for."""
+        ...
+
+    def put(self, key: str, body: Body, size: int, crc32: int) -> None:
+        """Writes an object in one request, without parts, replacing what is there. A body of another CRC-32 leaves the
+        object as it was, as in law 3."""
+        ...
+
+    def crc32(self, key: str) -> int | None:
+        """The CRC-32 of an object's bytes as the store got them; None where it does not say. Raises NotFound."""
+        ...
+
+    def begin(self, key: str) -> OpenUpload: ...
+
+    def open_uploads(self, prefix: str) -> Iterator[OpenUpload]:
+        """Those whose keys start with ``prefix``, whoever began them. (MinIO names only those of exactly this key.)"""
+        ...
+
+    def parts(self, upload: OpenUpload) -> list[PartInfo]:
+        """What it holds, by number."""
+        ...
+
+    def send(self, upload: OpenUpload, number: int, body: Body, size: int, crc32: int) -> PartInfo: ...
+
+    def copy(self, upload: OpenUpload, number: int, url: str, start: int, length: int) -> PartInfo | None:
+        """Makes a part of ``length`` bytes from ``start`` of the object at a URL, if the server does that by itself;
+        None where it does not. Raises NotFound if either is gone."""
+        ...
+
+    def complete(self, upload: OpenUpload, parts: Sequence[PartInfo], crc32: int) -> None:
+        """``parts`` by number, with the CRC-32 of all of them together. Raises IntegrityError if a store that knows
+        better says so: then nothing is seen under the key."""
+        ...
+
+    def abort(self, upload: OpenUpload) -> None:
+        """Forgets the upload and its parts."""
+        ...
 
 
 class Store(Protocol):
@@ -51,6 +141,11 @@ class Store(Protocol):
     def directory(self) -> Path | None:
         """The directory that it is: each object is a plain file under its key, which every program here may open.
         None for a store that is no directory."""
+        ...
+
+    @property
+    def multipart(self) -> Multipart | None:
+        """How objects are made of parts there; None where they are only written whole."""
         ...
 
     def get(self, key: str) -> bytes:

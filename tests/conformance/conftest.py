@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from packtrain.ports import Store
-from packtrain.storage import objects, open_store
-from packtrain.testing.memory_store import MemoryStore
+from packtrain.storage import multipart, objects, open_store
+from packtrain.testing.memory_store import MemoryMultipart, MemoryStore
 
 
 @pytest.fixture(
@@ -18,6 +18,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "s3":
         server = request.getfixturevalue("s3_environment")
         request.getfixturevalue("monkeypatch").setattr(objects, "PAUSES", (0.01, 0.01))
+        request.getfixturevalue("monkeypatch").setattr(multipart, "PAUSES", (0.01, 0.01))
         return open_store(f"{server.url}/conformance/{uuid.uuid4().hex}")
     if request.param == "juicefs":
         machine, *_ = request.getfixturevalue("volume")
@@ -25,3 +26,15 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "directory":
         return open_store((tmp_path / "store").as_uri())
     return MemoryStore()
+
+
+@pytest.fixture(params=["s3", "memory"])
+def assembling(request: pytest.FixtureRequest) -> Store:
+    """An empty store of each kind that makes objects of parts."""
+    if request.param == "s3":
+        server = request.getfixturevalue("s3_environment")
+        request.getfixturevalue("monkeypatch").setattr(multipart, "PAUSES", (0.01, 0.01))
+        return open_store(f"{server.url}/conformance/{uuid.uuid4().hex}")
+    store = MemoryStore()
+    MemoryMultipart(store)
+    return store

@@ -50,6 +50,23 @@ def s3_config() -> S3Config:
     return config
 
 
+def new_objects() -> dict[str, str | bool]:
+    """How new objects are encrypted, as parameters of S3's CreateMultipartUpload; obstore reads the same variables."""
+    found: dict[str, str | bool] = {}
+    if algorithm := _variable("AWS_SERVER_SIDE_ENCRYPTION"):
+        found["ServerSideEncryption"] = algorithm
+    if key := _variable("AWS_SSE_KMS_KEY_ID"):
+        found["SSEKMSKeyId"] = key
+    if (enabled := _variable("AWS_SSE_BUCKET_KEY_ENABLED")) is not None:
+        found["BucketKeyEnabled"] = enabled.lower() in ("1", "true", "yes", "on")
+    return found
+
+
+def trusted() -> str | None:
+    """The file with certificates of authorities that the AWS settings say is to be believed."""
+    return _variable("AWS_CA_BUNDLE") or _profile().get("ca_bundle")
+
+
 def where_credentials_are() -> str:
     """Where the credentials come from, in words, and nothing of them. Raises UsageError as `s3_config` does."""
     if (_variable("AWS_SKIP_SIGNATURE") or "").lower() in ("1", "true"):

@@ -92,6 +92,10 @@ class DirectoryStore:
     def directory(self) -> Path:
         return self._root
 
+    @property
+    def multipart(self) -> None:
+        return None
+
     def get(self, key: str) -> bytes:
         with self._errors(key), self._object(key) as file, open(file, "rb", closefd=False) as stream:
             return stream.read()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
@@ -18,10 +18,10 @@ import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Unavailable
-from packtrain.ports import ObjectInfo
+from packtrain.ports import Multipart, ObjectInfo
 from packtrain.storage.failures import RAISED, Failure
 from packtrain.storage.threads import hand_over, interruptible
-from packtrain.storage.wire import Link, Wire
+from packtrain.storage.wire import Link, Wire, exactly
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -68,6 +68,11 @@ class Provider(Protocol):
         """Raises UsageError for settings that make no sense. Asks nobody yet."""
         ...
 
+    def multipart(self, prefix: str, silence: float, errors: Errors) -> Multipart | None:
+        """How objects under a prefix are made of parts; None: only by obstore, whole. An answer may take ``silence``
+        seconds; ``errors(key)`` turns what is raised inside into our errors."""
+        ...
+
     def link(self, connection: Connection, key: str) -> Link | None:
         """What the wire needs to read an object, valid for a request that begins at once; None: only obstore can."""
         ...
@@ -83,6 +88,9 @@ class Provider(Protocol):
     def explain(self, failure: Failure, place: str) -> PacktrainError | None:
         """What only this provider says, and what to do about it. None for what is the same everywhere."""
         ...
+
+
+Errors = Callable[[str], AbstractContextManager[None]]
 
 
 class ObjectStore:
@@ -108,6 +116,7 @@ class ObjectStore:
         # A put-if-absent whose answer was lost, sent again, would be told that somebody else was first.
         self._creator = connect(stall, retries=0)
         self._copier = connect(stall * SENDING, retries=5, below="")
+        self._multipart = provider.multipart(prefix, stall * SENDING, self._errors)
 
     @property
     def url(self) -> str:
@@ -116,6 +125,10 @@ class ObjectStore:
     @property
     def directory(self) -> None:
         return None
+
+    @property
+    def multipart(self) -> Multipart | None:
+        return self._multipart
 
     def get(self, key: str) -> bytes:
         return self._ask(key, lambda: bytes(obstore.get(self._reader, key).bytes()))
@@ -173,7 +186,8 @@ class ObjectStore:
                 time.sleep(pause)
 
     def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
-        pieces = _exactly(key, body, size)
+        # a copy only of what its owner may change, because it is sent later
+        pieces = (bytes(piece) for piece in exactly(body, size, key))
         if size <= PART:
             data = b"".join(pieces)
             self._ask(key, lambda: obstore.put(self._writer, key, data, use_multipart=False))
@@ -245,18 +259,6 @@ class ObjectStore:
 def _info(meta: ObjectMeta, key: str) -> ObjectInfo:
     tag = f"{meta['e_tag']} {meta['last_modified']:%FT%T}" if meta["e_tag"] else ""
     return ObjectInfo(key, meta["size"], tag, meta["last_modified"])
-
-
-def _exactly(key: str, body: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The pieces of a body. Raises ValueError unless they are ``size`` bytes in all."""
-    given = 0
-    for piece in body:
-        given += len(piece)
-        if given > size:
-            break
-        yield bytes(piece)  # a copy only of what its owner may change, because it is sent later
-    if given != size:
-        raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
 
 
 def _failure(error: Unavailable) -> Failure:

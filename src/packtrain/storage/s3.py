@@ -12,10 +12,13 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from packtrain.errors import PacktrainError, Refused, Unavailable, UsageError
-from packtrain.storage.aws import s3_config
+from packtrain.ports import Multipart
+from packtrain.storage.aws import new_objects, s3_config, trusted
+from packtrain.storage.boto import Boto
 from packtrain.storage.failures import Failure
-from packtrain.storage.objects import STALL, Connection, ObjectStore
-from packtrain.storage.wire import Link
+from packtrain.storage.multipart import S3Multipart
+from packtrain.storage.objects import STALL, Connection, Errors, ObjectStore
+from packtrain.storage.wire import Link, Wire
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
@@ -63,6 +66,11 @@ class S3:
         except (BaseError, ValueError) as error:
             what = str(error).partition("\n")[0]
             raise UsageError(f"the settings for S3 make no sense: {what}", hint="Check the AWS_* variables.") from error
+
+    def multipart(self, prefix: str, silence: float, errors: Errors) -> Multipart:
+        region = self.config.get("region", "us-east-1")
+        boto = Boto(self.bucket, self.endpoint, region, silence=silence, signs=self.signs, trust=trusted())
+        return S3Multipart(boto, Wire(stall=silence, trust=trusted()), prefix, new_objects(), errors)
 
     def link(self, connection: Connection, key: str) -> Link | None:
         return Link(obstore.sign(connection, "GET", key, expires_in=SIGNED_FOR)) if self.signs else None

@@ -11,7 +11,7 @@ import os
 import ssl
 import weakref
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -33,7 +33,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A URL that may be read as it is, or with these headers."""
+    """A URL that may be asked for as it is, or with these headers."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -43,11 +43,12 @@ class Wire:
     """The connections to one server, kept and used again by any number of threads.
 
     A request fails when nothing comes for ``stall`` seconds. Proxies are those of HTTP_PROXY, HTTPS_PROXY and
-    NO_PROXY, and trust is that of SSL_CERT_FILE or the system, as for obstore.
+    NO_PROXY, and trust is that of SSL_CERT_FILE or the system, as for obstore, and that of the file ``trust``.
     """
 
-    def __init__(self, *, stall: float) -> None:
+    def __init__(self, *, stall: float, trust: str | None = None) -> None:
         self._stall = stall
+        self._trusted = trust
         self._trust: ssl.SSLContext | None = None
         self._idle: list[HTTPConnection] = []
         self._lock = Lock()
@@ -79,15 +80,45 @@ class Wire:
                 response.close()  # it keeps the socket when the server is going to close the connection
                 connection.close()
 
+    def write(self, link: Link, pieces: Iterable[bytes | memoryview], length: int) -> Mapping[str, str]:
+        """Puts the ``length`` bytes of ``pieces`` where a link says. Returns the headers of the answer, in lower case.
+
+        Raises what taking a piece raises, ValueError if they are not of this length, and as `read` does. After
+        ConnectionError they may be given again at once: a connection that was kept may have been closed meanwhile.
+        """
+        url = urlsplit(link.url)
+        connection = self._kept() or self._connection(url)
+        whole = False
+        try:
+            try:
+                body = exactly(pieces, length, url.path)
+                _ask(connection, url, {**link.headers, "Content-Length": str(length)}, "PUT", body)
+            except (BrokenPipeError, ConnectionResetError) as error:  # a server may answer, and hear no more
+                response = _answer(connection, error)
+            else:
+                response = connection.getresponse()
+            if response.status != 200:
+                raise _rejected(response)
+            response.read()
+            whole = not response.will_close
+            return {name.lower(): value for name, value in response.getheaders()}
+        finally:
+            if whole:
+                self._keep(connection)
+            else:
+                connection.close()
+
     def _request(self, link: Link, span: str) -> tuple[HTTPConnection, HTTPResponse]:
         url, headers = urlsplit(link.url), {**link.headers, "Range": span}
         while (kept := self._kept()) is not None:
             with suppress(OSError, HTTPException):  # the server may have closed it meanwhile
-                return kept, _ask(kept, url, headers)
+                _ask(kept, url, headers)
+                return kept, kept.getresponse()
             kept.close()
         new = self._connection(url)
         try:
-            return new, _ask(new, url, headers)
+            _ask(new, url, headers)
+            return new, new.getresponse()
         except BaseException:
             new.close()
             raise
@@ -97,6 +128,8 @@ class Wire:
         if url.scheme == "https":
             if self._trust is None:
                 self._trust = ssl.create_default_context()
+                if self._trusted:
+                    self._trust.load_verify_locations(self._trusted)
             host = proxy or url
             secure = HTTPSConnection(host.hostname or "", host.port, timeout=self._stall, context=self._trust)
             if proxy:
@@ -122,14 +155,39 @@ def _close(connections: list[HTTPConnection]) -> None:
         connection.close()
 
 
-def _ask(connection: HTTPConnection, url: SplitResult, headers: Mapping[str, str]) -> HTTPResponse:
+def exactly(pieces: Iterable[bytes | memoryview], size: int, what: str) -> Iterator[bytes | memoryview]:
+    """The same. Raises ValueError, before the piece that is too much, unless they are ``size`` bytes in all."""
+    given = 0
+    for piece in pieces:
+        given += len(piece)
+        if given > size:
+            break
+        yield piece
+    if given != size:
+        raise ValueError(f"the body of {what} does not give the {size} bytes that were announced")
+
+
+def _ask(
+    connection: HTTPConnection,
+    url: SplitResult,
+    headers: Mapping[str, str],
+    method: str = "GET",
+    body: Iterator[bytes | memoryview] | None = None,
+) -> None:
     target = f"{url.path}?{url.query}" if url.query else url.path
     headers = {"Host": url.netloc, "Accept-Encoding": "identity", **headers}
     if url.scheme == "http" and (proxy := _proxy(url)):
         target = f"http://{url.netloc}{target}"
         headers |= _authorization(proxy)
-    connection.request("GET", target, headers=headers)
-    return connection.getresponse()
+    connection.request(method, target, body, headers)
+
+
+def _answer(connection: HTTPConnection, error: OSError) -> HTTPResponse:
+    """What a server said before it closed the connection. Raises the error if it said nothing."""
+    try:
+        return connection.getresponse()
+    except (OSError, HTTPException):
+        raise error from None
 
 
 def _proxy(url: SplitResult) -> SplitResult | None:

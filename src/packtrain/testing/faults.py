@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from typing import TypeVar
 
 from packtrain.errors import Unavailable
-from packtrain.ports import ObjectInfo, Store
+from packtrain.ports import Body, Multipart, ObjectInfo, OpenUpload, PartInfo, PartLimits, Store
 
 T = TypeVar("T")
 
@@ -73,69 +73,74 @@ class FaultyStore:
     def directory(self) -> Path | None:
         return self._inner.directory
 
+    @property
+    def multipart(self) -> Multipart | None:
+        inner = self._inner.multipart
+        return None if inner is None else _FaultyMultipart(self, inner)
+
     def get(self, key: str) -> bytes:
-        fault = self._before()
+        fault = self.before()
         data = self._inner.get(key)
-        self._after(fault)
+        self.after(fault)
         return bytes(_wrong(data, fault))
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        self._after(self._before())
+        self.after(self.before())
         for piece in self._inner.read(key, start, length, buffer):
-            fault = self._before()
+            fault = self.before()
             if fault in _HALF:
                 yield piece[: len(piece) // 2]
-            self._after(fault)
+            self.after(fault)
             yield memoryview(_wrong(piece, fault))
             if fault is Fault.SHORT:
                 return
 
     def create(self, key: str, data: bytes) -> None:
-        fault = self._before()
+        fault = self.before()
         self._inner.create(key, data)
-        self._after(fault)
+        self.after(fault)
 
     def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
-        fault = self._before()
-        self._inner.upload(key, self._counted(body), size)
-        self._after(fault)
+        fault = self.before()
+        self._inner.upload(key, self.counted(body), size)
+        self.after(fault)
 
     def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
-        fault = self._before()
+        fault = self.before()
         copied = self._inner.copy_from(url, key, size, advance)
-        self._after(fault)
+        self.after(fault)
         return copied
 
     def delete(self, key: str) -> None:
-        fault = self._before()
+        fault = self.before()
         self._inner.delete(key)
-        self._after(fault)
+        self.after(fault)
 
     def head(self, key: str) -> ObjectInfo | None:
-        fault = self._before()
+        fault = self.before()
         info = self._inner.head(key)
-        self._after(fault)
+        self.after(fault)
         return info
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        fault = self._before()
-        self._after(fault)
+        fault = self.before()
+        self.after(fault)
         yield from _shuffled(self._inner.list(prefix), fault)
 
     def children(self, prefix: str) -> Iterator[str]:
-        fault = self._before()
-        self._after(fault)
+        fault = self.before()
+        self.after(fault)
         yield from _shuffled(self._inner.children(prefix), fault)
 
     def locate(self, key: str) -> str:
         return self._inner.locate(key)
 
-    def _counted(self, body: Iterable[bytes]) -> Iterator[bytes]:
+    def counted(self, body: Iterable[T]) -> Iterator[T]:
         for piece in body:
-            self._after(self._before())
+            self.after(self.before())
             yield piece
 
-    def _before(self) -> Fault | None:
+    def before(self) -> Fault | None:
         """Counts a call. Raises what keeps it from having an effect."""
         with self._lock:
             call = self.calls
@@ -151,11 +156,59 @@ class FaultyStore:
             raise Unavailable(f"a fault was planned at call {call}", busy=True, retry_after=RETRY_AFTER)
         return fault
 
-    def _after(self, fault: Fault | None) -> None:
+    def after(self, fault: Fault | None) -> None:
         if fault is Fault.STALL:
             time.sleep(self._stall)
         if fault in _LATE:
             raise Unavailable(f"a fault was planned: {fault.name}")
+
+
+class _FaultyMultipart:
+    """The same calls, counted with those of its store."""
+
+    def __init__(self, store: FaultyStore, inner: Multipart) -> None:
+        self._store = store
+        self._inner = inner
+
+    @property
+    def limits(self) -> PartLimits:
+        return self._inner.limits
+
+    def warm(self) -> None:
+        self._inner.warm()
+
+    def put(self, key: str, body: Body, size: int, crc32: int) -> None:
+        self._call(lambda: self._inner.put(key, lambda: self._store.counted(body()), size, crc32))
+
+    def crc32(self, key: str) -> int | None:
+        return self._call(lambda: self._inner.crc32(key))
+
+    def begin(self, key: str) -> OpenUpload:
+        return self._call(lambda: self._inner.begin(key))
+
+    def open_uploads(self, prefix: str) -> Iterator[OpenUpload]:
+        yield from self._call(lambda: self._inner.open_uploads(prefix))
+
+    def parts(self, upload: OpenUpload) -> list[PartInfo]:
+        return self._call(lambda: self._inner.parts(upload))
+
+    def send(self, upload: OpenUpload, number: int, body: Body, size: int, crc32: int) -> PartInfo:
+        return self._call(lambda: self._inner.send(upload, number, lambda: self._store.counted(body()), size, crc32))
+
+    def copy(self, upload: OpenUpload, number: int, url: str, start: int, length: int) -> PartInfo | None:
+        return self._call(lambda: self._inner.copy(upload, number, url, start, length))
+
+    def complete(self, upload: OpenUpload, parts: Sequence[PartInfo], crc32: int) -> None:
+        self._call(lambda: self._inner.complete(upload, parts, crc32))
+
+    def abort(self, upload: OpenUpload) -> None:
+        self._call(lambda: self._inner.abort(upload))
+
+    def _call(self, act: Callable[[], T]) -> T:
+        fault = self._store.before()
+        result = act()
+        self._store.after(fault)
+        return result
 
 
 def _wrong(data: bytes | memoryview, fault: Fault | None) -> bytes | bytearray | memoryview:
