@@ -6,10 +6,12 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from packtrain.errors import PacktrainError, UsageError, disk_error
+from packtrain.model.duration import duration
 from packtrain.model.lease import Holder
 from packtrain.model.ledger import Event, State
 from packtrain.model.reference import Reference
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from packtrain.flows.caching import Checked, Listing, Removed
     from packtrain.flows.catalog import Entry
     from packtrain.flows.check import Verdict
+    from packtrain.flows.collect import Collected
     from packtrain.flows.doctor import Check
     from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
@@ -377,6 +380,21 @@ class Client:
             parts.store, parts.registry, name, every_byte=every_byte, reporter=self._reporter, clock=parts.clock
         )
 
+    def gc(self, *, grace: str | timedelta = "7d", dry_run: bool = False) -> Collected:
+        """Frees what nothing names any more, in the store and in this node's cache, and says why."""
+        from packtrain.flows.collect import collect
+
+        parts = self._parts
+        return collect(
+            parts.store,
+            parts.registry,
+            parts.cache,
+            grace=duration(grace) if isinstance(grace, str) else grace,
+            dry_run=dry_run,
+            reporter=self._reporter,
+            clock=parts.clock,
+        )
+
     def pull(
         self,
         reference: str,
@@ -490,7 +508,9 @@ class Client:
 
         holder = Holder(socket.gethostname(), os.getpid(), self.settings.actor)
         parts = self._parts
-        return InPlace(parts.store, verify=verify, holder=holder, reporter=self._reporter, clock=parts.clock)
+        return InPlace(
+            parts.store, parts.registry, verify=verify, holder=holder, reporter=self._reporter, clock=parts.clock
+        )
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

@@ -6,7 +6,8 @@
     │   └── PreflightRefused  a directory that cannot be served; carries the findings
     ├── NotFound              a model, version, alias, object or file that does not exist
     ├── Conflict              somebody else was first: a lost compare-and-swap, a taken name
-    │   └── AlreadyExists     a key that must be new is there
+    │   ├── AlreadyExists     a key that must be new is there
+    │   └── Condemned         garbage collection has given it up for good
     ├── IntegrityError        bytes or history that are not what their digest says
     ├── Unavailable           the store or the registry cannot be reached, or keeps failing
     ├── LocalDiskError        this machine's disk: full, read-only, failing
@@ -60,6 +61,10 @@ class Conflict(PacktrainError):
 
 class AlreadyExists(Conflict):
     """A key that had to be new is there already."""
+
+
+class Condemned(Conflict):
+    """What was to be named was given up by garbage collection: it never comes back under the same digest."""
 
 
 class IntegrityError(PacktrainError):

@@ -49,7 +49,9 @@ def model(house: House, root: Path) -> Path:
 
 
 def place(house: House, *, verify: bool = False, store: Store | None = None) -> InPlace:
-    return InPlace(store or house.store, verify=verify, holder=HOLDER, reporter=house.notes, clock=house.clock)
+    return InPlace(
+        store or house.store, house.registry, verify=verify, holder=HOLDER, reporter=house.notes, clock=house.clock
+    )
 
 
 def pull(house: House, *, verify: bool = False) -> Snapshot:

@@ -51,7 +51,7 @@ ADAPTERS = {
     "adapter-of-nothing-known": Manifest.of("adapter", _ADAPTER_FILES),
 }
 
-MANIFESTS = {"merged": MERGED, **ADAPTERS}
+MANIFESTS = {"merged": MERGED, "merged-again": MERGED.again(), **ADAPTERS}
 
 LINEAGE = Lineage(
     base=Parent(
@@ -122,4 +122,5 @@ def ledger_with_every_action() -> Writer:
     writer.append(writer.log.state.promote("production", 2, expect=1))
     writer.append(writer.log.state.roll_back("production", reason="answers in riddles"))
     writer.append(writer.log.state.archive(2, reason="bad"))
+    writer.append(writer.log.state.condemn([adapter.digest], [Digest(hex_of("nobody's record"))]))
     return writer

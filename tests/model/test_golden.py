@@ -21,7 +21,7 @@ from packtrain.model.lease import Holder, Lease, lease_key
 from packtrain.model.ledger import Log, event_key
 from packtrain.model.lineage import Lineage, record_key
 from packtrain.model.manifest import Manifest
-from tests.model.examples import LINEAGE, MANIFESTS, ledger_with_every_action
+from tests.model.examples import LINEAGE, MANIFESTS, hex_of, ledger_with_every_action
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,12 +33,13 @@ PAYLOADS = {
 # The SHA-256 of each file, here again so that nobody changes a file and its digest in one stroke.
 DIGESTS = {
     "merged.manifest.json": "5813638610b4d3a370582580b63844f2ab58763ba7b313be332f6f496ae18abc",
+    "merged-again.manifest.json": "59649b9369315a8f7b318088229b8c839ca42a202709e52c8335820841d615ae",
     "adapter-of-a-version.manifest.json": "8afb08dcff03577edac4c2a67761031764ea4b46f4ff36f466dacf6d66a37b85",
     "adapter-of-local-bytes.manifest.json": "ee7921350ba95b72282c3dec6d267761fb89c45a39c821cfe2ea9166b1e89edf",
     "adapter-of-a-repository.manifest.json": "2cc7cda726b7bb6e847395b84730f60af1062c937dc5562556113348de960e4b",
     "adapter-of-a-revision.manifest.json": "ae18bab6c7a44f6c6da91a4c989c3cc38ee68dcc0d881f2528af92224748db02",
     "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
-    "every-action.ledger.jsonl": "b5ff6a6d1629a2e3d945f85c5763655108bdf0fc9915e5c80279b9224564e1be",
+    "every-action.ledger.jsonl": "4121f5b4095e0da6f9413645e5b85b237e23d004e851bf5199186f824b2675ad",
     "lease.json": "3816b5bf70233b50f9974f67260d4bd26005c2fb9e7db8f8789e1c5709c3f253",
     "lineage.json": "dc381f8155e65b2e1614c5fcdb0092a88c67389e8fff4e16fa85bf456d252eb9",
 }
@@ -76,7 +77,7 @@ def test_ledger() -> None:
     assert log.state == writer.log.state
     assert {event.action for event in log.events} == {
         "publish.begin", "attached", "version.created", "alias.promoted", "alias.rolled_back", "version.archived",
-        "referenced",
+        "referenced", "condemned",
     }  # fmt: skip
     first, second = log.state.versions[1], log.state.versions[2]
     assert log.state.aliases == {"production": 1}
@@ -84,6 +85,8 @@ def test_ledger() -> None:
     assert first.digest == MANIFESTS["merged"].digest
     assert first.lineage == Digest.of(LINEAGE.encode())
     assert (second.code, second.archived, str(second.base)) == (False, True, "llama-finetuned/1")
+    assert (second.archived_at, second.collected) == (log.events[-2].time, True)
+    assert log.state.condemned == {second.digest, Digest(hex_of("nobody's record"))}
 
 
 def test_lineage() -> None:

@@ -320,6 +320,7 @@ POSSIBLE = {
 } | {
     ".details with an unknown field", ".details.base with an unknown field", ".details.base removed",
     ".details.base.version + 1", ".details.code removed", ".details.size + 1",
+    ".details.digests[0] removed", ".details.records[0] removed",
 }  # fmt: skip
 
 

@@ -16,6 +16,6 @@ Locks are taken in this order: a pin, the download's, the room's. Whoever has th
 
 from packtrain.cache.locks import Pin
 from packtrain.cache.partial import Partial
-from packtrain.cache.snapshots import Cache, Contents, Naming
+from packtrain.cache.snapshots import Cache, Cleared, Contents, Naming
 
-__all__ = ["Cache", "Contents", "Naming", "Partial", "Pin"]
+__all__ = ["Cache", "Cleared", "Contents", "Naming", "Partial", "Pin"]

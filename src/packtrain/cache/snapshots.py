@@ -40,6 +40,17 @@ class Contents:
     room: Room
 
 
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What is gone and what is held, of what was unwanted. In bytes: ``trash`` of what crashes had left, ``freed`` by
+    what is gone."""
+
+    gone: tuple[Occupant, ...]
+    held: tuple[Occupant, ...]
+    trash: int
+    freed: int
+
+
 class Cache:
     """The snapshots of one node, shared by every process of one user on it.
 
@@ -93,9 +104,13 @@ class Cache:
             raise disk_error(error, f"could not read {what}") from error
         return Manifest.decode(data, expect=digest, what=str(what))
 
+    def is_there(self) -> bool:
+        """Whether anything was ever kept here."""
+        return os.path.lexists(self.root / "locks")
+
     def contents(self) -> Contents:
         """What takes space here. Makes nothing where no cache is."""
-        if not os.path.lexists(self.root / "locks"):
+        if not self.is_there():
             return Contents((), self._room([]))
         with self._making_room():
             occupants = self._occupants()
@@ -245,6 +260,21 @@ class Cache:
                 if not self._evict(occupant):  # somebody came to use it just now
                     raise self._refusal(replace(occupant, holds=Holds(in_use=True)), name_of)
             return retention.unique_size(occupants) - retention.unique_size(o for o in occupants if o not in found)
+
+    def clear(self, unwanted: Callable[[Occupant], bool], *, dry_run: bool) -> Cleared:
+        """Removes what crashes left behind, and of what is ``unwanted`` all that nobody holds. A dry run says what
+        would go. Makes nothing where no cache is."""
+        if not self.is_there():
+            return Cleared((), (), 0, 0)
+        with self._locks.exclusive(_ROOM), self._disk(f"could not clear the cache {self.root}"):
+            trash = trees.weigh(self._trash)
+            if not dry_run:
+                self._sweep()
+            occupants = self._occupants()
+            chosen = [occupant for occupant in occupants if unwanted(occupant)]
+            gone = [o for o in chosen if not o.holds and (dry_run or self._evict(o))]
+            freed = retention.unique_size(occupants) - retention.unique_size(o for o in occupants if o not in gone)
+            return Cleared(tuple(gone), tuple(o for o in chosen if o not in gone), trash, freed)
 
     def _refusal(self, occupant: Occupant, name_of: Naming) -> Refused:
         name = name_of(occupant.digest)

@@ -26,6 +26,11 @@ def measure(tree: Path) -> tuple[dict[Inode, int], int]:
     return inodes, unallocated
 
 
+def weigh(tree: Path) -> int:
+    """The bytes of its files that no other name keeps."""
+    return sum(status.st_size for status in _files(tree) if status.st_nlink == 1)
+
+
 def throw_away(tree: Path, trash: Path) -> None:
     """Takes a tree from its place in one step. `empty` removes it. Raises OSError."""
     trash.mkdir(parents=True, exist_ok=True)

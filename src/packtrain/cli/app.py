@@ -15,6 +15,7 @@ from packtrain.cli import completing
 from packtrain.cli.commands import (
     caching,
     checking,
+    collecting,
     comparing,
     looking,
     promoting,
@@ -69,6 +70,7 @@ for command in (
     comparing.compare,
     looking.history,
     checking.verify,
+    collecting.gc,
 ):
     packtrain.add_command(command)
 

@@ -30,6 +30,7 @@ def version(version: ModelVersion) -> dict[str, Any]:
         "actor": version.actor,
         "code": version.code,
         "archived": version.archived,
+        "collected": version.collected,
         "base": {"name": base.name, "version": base.version, "digest": str(base.digest)} if base else None,
     }
 

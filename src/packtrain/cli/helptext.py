@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 SET_UP, PUBLISH, PROMOTE = "Set up", "Publish", "Promote"
-SERVE, LOOK, CHECK = "Pull and serve", "Look", "Check"
+SERVE, LOOK, CHECK, CLEAN = "Pull and serve", "Look", "Check", "Clean up"
 SETTINGS = "Settings"
 
 

@@ -61,7 +61,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     return (
         version.name,
         str(version.number),
-        "archived" if version.archived else ",".join(f"@{alias}" for alias in entry.aliases) or NONE,
+        _retired(version) if version.archived else ",".join(f"@{alias}" for alias in entry.aliases) or NONE,
         version.kind,
         size(version.size),
         number(lineage.loss if lineage else None),
@@ -72,11 +72,15 @@ def _row(entry: Entry) -> tuple[str, ...]:
     )
 
 
+def _retired(version: ModelVersion) -> str:
+    return "collected" if version.collected else "archived"
+
+
 def show(entry: Entry, url: str) -> str:
     version, lineage = entry.version, entry.lineage
     return card(
         [
-            ("version", f"{version} (archived)" if version.archived else str(version)),
+            ("version", f"{version} ({_retired(version)})" if version.archived else str(version)),
             ("aliases", ", ".join(f"@{alias}" for alias in entry.aliases) or "none"),
             ("kind", f"{version.kind}, with custom code" if version.code else version.kind),
             ("size", f"{size(version.size)} ({version.size} bytes)"),
@@ -227,5 +231,9 @@ def _in_words(action: str, d: Mapping[str, Any]) -> str:
             return f"archived version {d['version']}"
         case "referenced":
             return f"became the base of {d['name']} {d['digest'][:12]}"
+        case "condemned":
+            counted = [(d["digests"], "manifest"), (d["records"], "record")]
+            named = " and ".join(count(len(each), what) for each, what in counted if each)
+            return f"gave up {named} as garbage"
         case _:
             return action

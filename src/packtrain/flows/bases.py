@@ -114,6 +114,11 @@ def modules(checkpoint: Checkpoint, given: str | None, store: Store, registry: R
     if given is None:
         return None
     version = _published(given, registry)
+    if version.archived:
+        raise Refused(
+            f"{version} is archived and cannot be the base of an adapter",
+            hint="Publish the base model again, then the adapter.",
+        )
     try:
         return base_of(parse_object(store.get(f"{version_prefix(version.name, version.digest)}config.json")))
     except Malformed:

@@ -11,12 +11,20 @@ import stat
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Self
 
-from packtrain.errors import IntegrityError, LocalDiskError, PacktrainError, Refused, disk_error
+from packtrain.errors import (
+    IntegrityError,
+    LocalDiskError,
+    NotFound,
+    PacktrainError,
+    Refused,
+    Unavailable,
+    disk_error,
+)
 from packtrain.flows import integrity
 from packtrain.flows.pull import Snapshot, read_manifest, resolve
 from packtrain.model.lease import Holder, Lease, lease_key
@@ -40,10 +48,13 @@ class InPlace:
     While it is entered the leases are renewed; at its end they are removed, unless it was told to `leave` them.
     """
 
-    def __init__(self, store: Store, *, verify: bool, holder: Holder, reporter: Reporter, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, *, verify: bool, holder: Holder, reporter: Reporter, clock: Clock
+    ) -> None:
         self.verifies = verify
         self._root = _directory(store)
         self._store = store
+        self._registry = registry
         self._holder = holder
         self._reporter = reporter
         self._clock = clock
@@ -66,6 +77,7 @@ class InPlace:
     def open(self, version: ModelVersion) -> Path:
         """The directory of a version, leased and checked. Raises IntegrityError, and Refused if it cannot be read."""
         self._take_lease(version)
+        self._require_uncollected(version)
         manifest = read_manifest(self._store, version)
         path = _resolved(self._root, version)
         _check_sizes(path, manifest)
@@ -98,6 +110,19 @@ class InPlace:
         with self._lock:
             self._leases.append(lease)
 
+    def _require_uncollected(self, version: ModelVersion) -> None:
+        """Only under the lease: whoever collects looks for leases after it has said what goes."""
+        try:
+            state = self._registry.read(version.name).state
+        except Unavailable as error:
+            self._reporter.note(f"warning: nobody can say whether {version} is being collected as garbage: {error}")
+            return
+        if version.digest in state.condemned:
+            raise NotFound(
+                f"{version} was archived, and garbage collection has given it up: its files are gone, or may go",
+                hint=f"Use another version (packtrain models {version.name}), or publish it again from its directory.",
+            )
+
     def _renew(self) -> None:
         while not self._over.wait(RENEWAL):
             with self._lock:
@@ -107,7 +132,10 @@ class InPlace:
 
     def _attempt(self, lease: _Lease, term: timedelta) -> None:
         try:
-            lease.write(term)
+            if lease.write(term):
+                self._require_uncollected(lease.version)
+        except NotFound as error:
+            self._reporter.note(f"warning: while this process slept, {error}")
         except PacktrainError as error:
             self._reporter.note(f"warning: the lease on {lease.version} could not be renewed: {error}")
 
@@ -126,19 +154,30 @@ class _Lease:
 
     def __init__(self, store: Store, version: ModelVersion, holder: Holder, clock: Clock) -> None:
         self.version = version
-        self._key = lease_key(version.name, version.digest, uuid.uuid4().hex)
+        self._key = self._new_key()
         self._store = store
         self._holder = holder
         self._clock = clock
+        self._until: datetime | None = None
 
-    def write(self, term: timedelta) -> None:
-        """Makes it last for ``term`` from now."""
-        data = Lease(self._holder, until=timestamp(self._clock.now() + term)).encode()
+    def write(self, term: timedelta) -> bool:
+        """Makes it last for ``term`` from now. Returns whether it was over before, because this machine slept: then it
+        is another object, because whoever clears away the old one may do that at any time."""
+        now = self._clock.now()
+        was_over = self._until is not None and self._until <= now
+        if was_over:
+            self._key = self._new_key()
+        data = Lease(self._holder, until=timestamp(now + term)).encode()
         self._store.upload(self._key, [data], len(data))
+        self._until = now + term
+        return was_over
 
     def remove(self) -> None:
         with suppress(PacktrainError):  # then it expires
             self._store.delete(self._key)
+
+    def _new_key(self) -> str:
+        return lease_key(self.version.name, self.version.digest, uuid.uuid4().hex)
 
 
 def _directory(store: Store) -> Path:

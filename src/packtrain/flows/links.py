@@ -28,10 +28,12 @@ _MOVING = {"version.created", "version.archived", "alias.promoted", "alias.rolle
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """Something in a store that is not as the ledger says: where (a key), and what about it."""
+    """Something in a store that is not as the ledger says: where (a key), and what about it. ``dead``: nothing is to be
+    there."""
 
     key: str
     what: str
+    dead: bool = False
 
 
 def expected(state: State) -> dict[str, str]:
@@ -74,9 +76,12 @@ def stray(store: Store, registry: Registry, *, now: datetime) -> list[Stray]:
     for name in registry.names():
         right |= expected(registry.read(name).state)
     return [
-        *(Stray(key, _difference(there.get(key), right.get(key))) for key in sorted(_differing(there, right))),
         *(
-            Stray(f"{TEMPORARY}/{name}", f"a writer's unfinished file, untouched since {modified:%Y-%m-%d}")
+            Stray(key, _difference(there.get(key), right.get(key)), dead=key not in right)
+            for key in sorted(_differing(there, right))
+        ),
+        *(
+            Stray(f"{TEMPORARY}/{name}", f"a writer's unfinished file, untouched since {modified:%Y-%m-%d}", dead=True)
             for name, modified in sorted(directory.unfinished().items())
             if now - modified > ABANDONED
         ),

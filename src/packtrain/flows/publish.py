@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packtrain.errors import PreflightRefused
+from packtrain.errors import Condemned, PreflightRefused
 from packtrain.flows import bases
 from packtrain.flows.hashing import hash_files
 from packtrain.flows.promote import Move, promote
@@ -25,6 +25,8 @@ from packtrain.ports import Clock, Registry, Reporter, Store
 from packtrain.training.checkpoint import Checkpoint, inspect
 from packtrain.training.lineage import read_lineage
 from packtrain.training.preflight import preflight
+
+_ATTEMPTS = 3  # of one publish, each overtaken by garbage collection: beyond that a clock is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,13 @@ def publish_checkpoint(
     manifest = Manifest.of(checkpoint.kind, hash_files(files, reporter), base.for_manifest(checkpoint.kind))
     code = any(finding.code == "custom-code" for finding in findings)  # --allow-code, or it was refused
     candidate = _Candidate(origin, files, manifest, base, base.note(lineage), code)
-    version = registry.read(request.name).state.same_payload(manifest.payload)
+    state = registry.read(request.name).state
+    version = state.same_payload(manifest.payload)
     created, uploaded = False, 0
     if version is None or request.force:
         if request.dry_run:
             version = None
+            manifest = state.uncondemned(manifest)
             lacking = find_lacking(store, version_prefix(request.name, manifest.digest), manifest)
             uploaded = sum(file.size for file in lacking)
         else:
@@ -182,8 +186,25 @@ def lineage_of(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> 
 def _create(
     store: Store, registry: Registry, request: Request, candidate: _Candidate, reporter: Reporter, clock: Clock
 ) -> tuple[ModelVersion, bool, int]:
-    """The version, whether it is new, and the bytes that were uploaded for it."""
-    name, manifest = request.name, candidate.manifest
+    """The version, whether it is new, and the bytes that were uploaded for it.
+
+    A publish that slept past its lease may find that garbage collection gave up what it had sent. Then it starts anew,
+    under another digest.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _attempt(store, registry, request, candidate, reporter, clock)
+        except Condemned as error:
+            reporter.note(f"{error}: this publish had shown no sign of life for longer than its lease. It starts anew")
+    return _attempt(store, registry, request, candidate, reporter, clock)
+
+
+def _attempt(
+    store: Store, registry: Registry, request: Request, candidate: _Candidate, reporter: Reporter, clock: Clock
+) -> tuple[ModelVersion, bool, int]:
+    name = request.name
+    state = registry.read(name).state
+    manifest = state.uncondemned(candidate.manifest)
     digest = manifest.digest
     prefix = version_prefix(name, digest)
     lease = Lease(registry, name, digest, clock)
@@ -195,8 +216,9 @@ def _create(
     send(store, prefix, candidate.files, wrong.all, lease.renew, reporter)
     candidate.origin.require_unchanged()
     seal(store, prefix, manifest)
-    record = Digest.of(candidate.lineage.encode())
-    settle(store, record_key(name, record), candidate.lineage.encode())
+    lineage = state.uncondemned_record(candidate.lineage.encode())
+    record = Digest.of(lineage)
+    settle(store, record_key(name, record), lineage)
     registry.change(name, lambda state: state.attach(digest, "lineage", record))
     log, event = registry.change(
         name,

@@ -153,6 +153,11 @@ def read_manifest(store: Store, version: ModelVersion) -> Manifest:
     try:
         data = store.get(key)
     except NotFound as error:
+        if version.collected:
+            raise NotFound(
+                f"{version} was archived, and its bytes were collected as garbage",
+                hint=f"Pull another version (packtrain models {version.name}), or publish it again from its directory.",
+            ) from error
         raise IntegrityError(
             f"the manifest of {version} is missing: {store.locate(key)}",
             hint=how_to_mend(version.name),

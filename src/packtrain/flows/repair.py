@@ -13,6 +13,7 @@ from packtrain.flows.publish import Request, lineage_of
 from packtrain.flows.sources import LocalDirectory, NewFile, files_of
 from packtrain.flows.storing import Wrong, find_lacking, find_wrong, send, settle
 from packtrain.model.digest import Digest
+from packtrain.model.ledger import State
 from packtrain.model.lineage import record_key
 from packtrain.model.manifest import FILE_NAME, FileEntry, Manifest
 from packtrain.model.reference import check_name
@@ -51,14 +52,17 @@ def repair(store: Store, registry: Registry, request: Request, *, reporter: Repo
             hint=f"Give the directory that the version was published from. The payload of this one is {payload}; "
             f"that of a version is shown by: packtrain show {name}/VERSION",
         )
-    made = _Made(registry, checkpoint, request, reporter)
+    made = _Made(registry, state, checkpoint, request, reporter)
     return [_repair(store, version, files, entries, made, reporter) for version in versions.values()]
 
 
 class _Made:
     """What publish makes of the request besides files. Only made when it is needed: the base may have to be hashed."""
 
-    def __init__(self, registry: Registry, checkpoint: Checkpoint, request: Request, reporter: Reporter) -> None:
+    def __init__(
+        self, registry: Registry, state: State, checkpoint: Checkpoint, request: Request, reporter: Reporter
+    ) -> None:
+        self.state = state
         self._registry = registry
         self._checkpoint = checkpoint
         self._request = request
@@ -71,7 +75,8 @@ class _Made:
     @cached_property
     def lineage(self) -> bytes:
         lineage = self.base.note(lineage_of(self._checkpoint, self._request, self._reporter))
-        return bases.identify(lineage, self._request.folders, self._registry, self._reporter).encode()
+        found = bases.identify(lineage, self._request.folders, self._registry, self._reporter)
+        return self.state.uncondemned_record(found.encode())
 
 
 def _repair(
@@ -112,7 +117,7 @@ def _manifest(store: Store, version: ModelVersion, entries: Sequence[FileEntry],
     try:
         return Manifest.decode(store.get(key), expect=version.digest, what=store.locate(key))
     except (NotFound, IntegrityError) as error:
-        manifest = Manifest.of(version.kind, entries, made.base.for_manifest(version.kind))
+        manifest = made.state.uncondemned(Manifest.of(version.kind, entries, made.base.for_manifest(version.kind)))
         if manifest.digest == version.digest:
             return manifest
         raise IntegrityError(

@@ -5,10 +5,9 @@ done. One whose moment is over counts no more.
 
 The law of garbage collection and readers, by which one of the two always sees the other:
 
-    gc        first appends ``gc.begin``, naming the digests, to the ledger; then lists the leases of each, and leaves
-              a digest that has a live one.
-    a reader  first writes its lease; then reads the ledger, and waits or fails if an open ``gc.begin`` names the
-              digest; and only then looks at the files.
+    gc        first condemns a digest in the ledger; then lists the leases of it, and leaves its files while one lives.
+    a reader  first writes its lease; then reads the ledger, and fails if the digest is condemned; and only then looks
+              at the files. One that slept past its lease takes a new one, in the same order.
 """
 
 from __future__ import annotations

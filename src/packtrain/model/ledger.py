@@ -16,18 +16,23 @@ Actions of schema 1, with their details:
     alias.rolled_back  alias, from, to, reason
     version.archived   version, reason
     referenced         base, name, digest                   in a base's ledger: an adapter needs its version
+    condemned          digests, records                     given up: never named again, their objects may go
+
+The law of garbage collection: nothing is deleted that was not condemned before, what is named cannot be condemned, and
+what was condemned can never be named. The sequence of the log orders the two, so no clock and no delay can part them:
+whoever deletes may sleep for a week in the middle. Bytes that come back have another digest (`State.uncondemned`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from packtrain.errors import Conflict, IntegrityError, NotFound, Refused, UsageError
+from packtrain.errors import Condemned, Conflict, IntegrityError, NotFound, Refused, UsageError
 from packtrain.model import canonical
 from packtrain.model.digest import Digest, is_hex256
 from packtrain.model.manifest import KINDS, Manifest
@@ -147,6 +152,8 @@ class State:
     publishes: Mapping[str, OpenPublish] = field(default_factory=dict)
     records: Mapping[Digest, Mapping[str, Digest]] = field(default_factory=dict)  # manifest -> kind -> record
     references: Mapping[Digest, frozenset[tuple[str, Digest]]] = field(default_factory=dict)  # base -> adapters
+    attachments: Mapping[Digest, frozenset[Digest]] = field(default_factory=dict)  # record -> manifests, ever
+    condemned: frozenset[Digest] = frozenset()  # manifests and records
 
     # Questions
 
@@ -207,12 +214,44 @@ class State:
         live = [v for v in self.versions.values() if v.payload == payload and not v.archived]
         return max(live, key=lambda v: v.number, default=None)
 
+    @property
+    def known(self) -> frozenset[Digest]:
+        """Every manifest that was ever about to become a version, or was condemned. Bytes of any
+        other are not to be judged by this ledger: it may have been restored from an old backup."""
+        return frozenset(
+            {
+                *(version.digest for version in self.versions.values()),
+                *(publish.digest for publish in self.publishes.values()),
+                *self.condemned,
+            }
+        )
+
+    def versions_of(self, digest: Digest) -> list[ModelVersion]:
+        """Oldest first. Several, if a version was published again."""
+        return [version for _, version in sorted(self.versions.items()) if version.digest == digest]
+
+    def uncondemned(self, manifest: Manifest) -> Manifest:
+        """The same files under the first digest that can be named."""
+        while manifest.digest in self.condemned:
+            manifest = manifest.again()
+        return manifest
+
+    def uncondemned_record(self, record: bytes) -> bytes:
+        """The same record as the first bytes that can be named: a newline at the end of JSON says nothing."""
+        while Digest.of(record) in self.condemned:
+            record += b"\n"
+        return record
+
     # Decisions
 
     def begin_publish(self, digest: Digest, publish_id: str, lease_until: str) -> Draft:
+        self._require_uncondemned(digest)
         return Draft("publish.begin", {"digest": digest.hex, "publish_id": publish_id, "lease_until": lease_until})
 
     def attach(self, digest: Digest, kind: str, record: Digest) -> Draft | None:
+        self._require_uncondemned(record)
+        if not self.versions_of(digest):
+            self._require_uncondemned(digest)
         if self.records.get(digest, {}).get(kind) == record:
             return None
         return Draft("attached", {"digest": digest.hex, "kind": kind, "sha256": record.hex})
@@ -230,6 +269,7 @@ class State:
         """None when a live version holds these bytes already and ``force`` is not given."""
         if not force and self.same_payload(manifest.payload):
             return None
+        self._require_uncondemned(digest)
         details: dict[str, Any] = {
             "version": max(self.versions, default=0) + 1,
             "digest": digest.hex,
@@ -305,6 +345,18 @@ class State:
         if (name, digest) in self.references.get(base, frozenset()):
             return None
         return Draft("referenced", {"base": base.hex, "name": name, "digest": digest.hex})
+
+    def condemn(self, digests: Iterable[Digest], records: Iterable[Digest]) -> Draft | None:
+        """Gives up manifests and records for good. `packtrain.model.reachability` says which may be."""
+        given = [sorted(digest.hex for digest in {*each} - self.condemned) for each in (digests, records)]
+        return Draft("condemned", {"digests": given[0], "records": given[1]}) if any(given) else None
+
+    def _require_uncondemned(self, digest: Digest) -> None:
+        if digest in self.condemned:
+            raise Condemned(
+                f"garbage collection gave up {digest} of {self.name} before it could be named",
+                hint="Run the command again: it starts anew.",
+            )
 
     def _expect(self, alias: str, expect: int | None) -> int | None:
         current = self.current(alias)
@@ -407,6 +459,7 @@ def _fold(state: State, event: Event, what: str) -> State:
 def _begin(state: State, event: Event) -> State:
     d = event.details
     opened = OpenPublish(Digest(d["digest"]), _moment(d["lease_until"]), event.sequence)
+    _refuse_condemned(state, opened.digest)
     before = state.publishes.get(_text(d["publish_id"]))
     if before and before.digest != opened.digest:
         raise ValueError("it renews a publish of another digest")
@@ -416,18 +469,23 @@ def _begin(state: State, event: Event) -> State:
 def _attached(state: State, event: Event) -> State:
     d = event.details
     digest, record = Digest(d["digest"]), Digest(d["sha256"])
+    _refuse_condemned(state, record)
+    if not state.versions_of(digest):
+        _refuse_condemned(state, digest)
     records = {**state.records, digest: {**state.records.get(digest, {}), _text(d["kind"]): record}}
     versions = dict(state.versions)
     if d["kind"] == "lineage":
         for number, version in versions.items():
             if version.digest == digest:
                 versions[number] = replace(version, lineage=record)
-    return replace(state, records=records, versions=versions)
+    attachments = {**state.attachments, record: state.attachments.get(record, frozenset()) | {digest}}
+    return replace(state, records=records, attachments=attachments, versions=versions)
 
 
 def _created(state: State, event: Event) -> State:
     d = event.details
     number, digest = _version_number(d["version"]), Digest(d["digest"])
+    _refuse_condemned(state, digest)
     if number != max(state.versions, default=0) + 1:
         raise ValueError(f"it creates version {number} out of order")
     publish = state.publishes.get(d["publish_id"])
@@ -489,7 +547,7 @@ def _archived(state: State, event: Event) -> State:
     if state.aliases_of(number) or state.versions[number].archived:
         raise ValueError("it archives a version that an alias points at, or that is archived already")
     _reason(event.details)
-    version = replace(state.versions[number], archived=True)
+    version = replace(state.versions[number], archived_at=event.time)
     return replace(state, versions={**state.versions, number: version})
 
 
@@ -502,6 +560,40 @@ def _referenced(state: State, event: Event) -> State:
     return replace(state, references=references)
 
 
+def _condemned(state: State, event: Event) -> State:
+    digests, records = (_digests(state, event.details[key]) for key in ("digests", "records"))
+    if not digests | records:
+        raise ValueError("it condemns nothing")
+    if digests - state.known:
+        raise ValueError("it condemns what nobody began to publish")
+    if any(v.digest in digests and not v.archived for v in state.versions.values()):
+        raise ValueError("it condemns a version that is not archived")
+    gone = (state.condemned | digests) - {version.digest for version in state.versions.values()}
+    if any(state.attachments.get(record, frozenset()) - gone for record in records):
+        raise ValueError("it condemns a record that belongs to a version, or may yet")
+    return replace(
+        state,
+        condemned=state.condemned | digests | records,
+        publishes={key: each for key, each in state.publishes.items() if each.digest not in digests},
+        versions={n: replace(v, collected=v.collected or v.digest in digests) for n, v in state.versions.items()},
+    )
+
+
+def _digests(state: State, value: Any) -> set[Digest]:
+    """Sorted, each once, and none of them condemned before."""
+    if not isinstance(value, list) or value != sorted({_text(each) for each in value}):
+        raise ValueError("digests are not a sorted list")
+    found = {Digest(each) for each in value}
+    for digest in found:
+        _refuse_condemned(state, digest)
+    return found
+
+
+def _refuse_condemned(state: State, digest: Digest) -> None:
+    if digest in state.condemned:
+        raise ValueError(f"{digest} was condemned before")
+
+
 _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "publish.begin": _begin,
     "attached": _attached,
@@ -510,6 +602,7 @@ _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "alias.rolled_back": _rolled_back,
     "version.archived": _archived,
     "referenced": _referenced,
+    "condemned": _condemned,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from packtrain.errors import IntegrityError, Refused
@@ -77,16 +77,22 @@ class Base:
         )
 
 
+_FIELDS = {"schema", "kind", "payload", "files", "base", "incarnation"}
 _BASE_FORMS = ({"manifest", "payload"}, {"payload"}, {"hub"}, {"hub", "revision"})
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files of one version, sorted by path. Build it with `Manifest.of`."""
+    """The files of one version, sorted by path. Build it with `Manifest.of`.
+
+    ``incarnation`` counts how often the same files were collected as garbage before: what has been condemned is never
+    named again, so they come back under another digest, and in another directory.
+    """
 
     kind: str
     files: tuple[FileEntry, ...]
     base: Base | None = None
+    incarnation: int = 0
 
     @classmethod
     def of(cls, kind: str, files: Iterable[FileEntry], base: Base | None = None) -> Manifest:
@@ -111,6 +117,10 @@ class Manifest:
     def digest(self) -> Digest:
         return Digest.of(self.encode())
 
+    def again(self) -> Manifest:
+        """The same files under another digest."""
+        return replace(self, incarnation=self.incarnation + 1)
+
     def encode(self) -> bytes:
         """The canonical bytes: what ``packtrain.json`` holds."""
         value: dict[str, Any] = {
@@ -121,6 +131,8 @@ class Manifest:
         }
         if self.base is not None:
             value["base"] = self.base.to_json()
+        if self.incarnation:
+            value["incarnation"] = self.incarnation
         with canonical.uncollected():
             return canonical.encode_known(value)
 
@@ -153,11 +165,13 @@ class Manifest:
                 f"{what} has the schema {value.get('schema')!r}; this Packtrain reads {SCHEMA}",
                 hint="It was written by another version of Packtrain: upgrade this one.",
             )
-        _require(value.keys() <= {"schema", "kind", "payload", "files", "base"}, what, "unknown fields")
+        _require(value.keys() <= _FIELDS, what, "unknown fields")
         _require(isinstance(value.get("files"), list), what, "files is not a list")
         base = Base.from_json(value["base"], what=what) if "base" in value else None
         files = tuple(_file_from_json(entry, what) for entry in value["files"])
-        manifest = cls(kind=value.get("kind"), files=files, base=base)
+        incarnation = value.get("incarnation", 0)
+        _require("incarnation" not in value or _is_positive(incarnation), what, "incarnation is not a count")
+        manifest = cls(kind=value.get("kind"), files=files, base=base, incarnation=incarnation)
         manifest._check(what=what)
         _require(manifest.payload.hex == value.get("payload"), what, "payload is not that of its files")
         return manifest
@@ -249,7 +263,11 @@ def _file_from_json(value: Any, what: str) -> FileEntry:
 
 
 def _is_chunk(value: Any) -> bool:
-    return type(value) is list and len(value) == 2 and type(value[0]) is int and value[0] > 0 and is_hex256(value[1])
+    return type(value) is list and len(value) == 2 and _is_positive(value[0]) and is_hex256(value[1])
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _require(condition: bool, what: str, problem: str) -> None:

@@ -22,7 +22,8 @@ class BaseVersion:
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
     """``size`` in bytes; ``created`` as RFC 3339 in UTC; ``code`` whether custom code was allowed at publish;
-    ``lineage`` the digest of its lineage record, if one is attached."""
+    ``lineage`` the digest of its lineage record, if one is attached; ``archived_at`` when it was archived, if it was;
+    ``collected``: its bytes are gone for good, or about to go."""
 
     name: str
     number: int
@@ -33,12 +34,17 @@ class ModelVersion:
     created: str
     actor: str
     code: bool = False
-    archived: bool = False
     base: BaseVersion | None = None
     lineage: Digest | None = None
+    archived_at: str | None = None
+    collected: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}/{self.number}"
+
+    @property
+    def archived(self) -> bool:
+        return self.archived_at is not None
 
     @property
     def prefix(self) -> str:

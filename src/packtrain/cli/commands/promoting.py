@@ -69,7 +69,7 @@ def rollback(session: Session, name: str, alias: str, to: int | None, expect: in
 def archive(session: Session, reference: str, reason: str) -> None:
     """Retire a version, so that it cannot be promoted.
 
-    Refused while an alias points at it. Its bytes stay where they are.
+    Refused while an alias points at it. Its bytes stay until `packtrain gc`, seven days later or more.
     """
     version = session.client.archive(reference, reason=reason)
     session.print(version, text=text.archived, document=documents.version)
