@@ -49,7 +49,8 @@ def test_the_commands_are_in_the_order_of_the_job(cli: Cli) -> None:
     assert cli.out("-h") == shown
     headings = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
     assert headings == [
-        "Set up", "Publish", "Promote", "Pull and serve", "Look", "Check", "Options", "Settings", "The straight line",
+        "Set up", "Publish", "Promote", "Pull and serve", "Look", "Check", "Clean up", "Options", "Settings",
+        "The straight line",
     ]  # fmt: skip
     assert "..." not in shown.replace("[ARGS]...", "")  # no line is cut
     assert max(len(line) for line in shown.splitlines()) <= 80
@@ -109,7 +110,7 @@ def test_settings_are_flags_of_the_same_names() -> None:
             "doctor", "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
         }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--actor" in flags(command)} == {
-        "publish", "export", "adopt", "watch", "promote", "rollback", "archive",
+        "publish", "export", "adopt", "watch", "promote", "rollback", "archive", "gc",
     }  # fmt: skip
 
 

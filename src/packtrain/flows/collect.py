@@ -132,8 +132,8 @@ def _earlier_of_both_clocks(store: Store, clock: Clock, reporter: Reporter) -> d
     if theirs is None or theirs > mine - _NOTICEABLE:
         return mine
     reporter.note(
-        f"warning: this machine's clock is {about(mine - theirs)} ahead of the store's, which counts here. Set it right: what "
-        "it writes into ledgers has its time"
+        f"warning: this machine's clock is {about(mine - theirs)} ahead of the store's, which counts here. Set it "
+        "right: what it writes into ledgers has its time"
     )
     return theirs
 

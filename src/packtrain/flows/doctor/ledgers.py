@@ -56,7 +56,8 @@ def _unfinished(store: Store, logs: list[Log], broken: set[str], now: datetime) 
         yield warning(
             "leftovers",
             f"{what}: {size(total)} of a publish that was interrupted",
-            "Publish the same directory again: it continues, and nothing is sent twice. Nobody sees it until then.",
+            "Publish the same directory again: it continues, and nothing is sent twice. Nobody sees it until then. "
+            "Or let it go: packtrain gc frees it a week after it stopped.",
         )
 
 
