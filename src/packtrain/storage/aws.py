@@ -62,9 +62,21 @@ def new_objects() -> dict[str, str | bool]:
     return found
 
 
-def trusted() -> str | None:
-    """The file with certificates of authorities that the AWS settings say is to be believed."""
-    return _variable("AWS_CA_BUNDLE") or _profile().get("ca_bundle")
+def authorities() -> Path | None:
+    """The PEM file with certificate authorities that the AWS settings say are to be believed. Raises UsageError if it
+    cannot be read."""
+    named = _variable("AWS_CA_BUNDLE") or _profile().get("ca_bundle")
+    if not named:
+        return None
+    path = Path(named).expanduser()
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UsageError(
+            f"the certificates in {path} cannot be read: {error.strerror}",
+            hint="AWS_CA_BUNDLE or ca_bundle of the AWS profile names a PEM file.",
+        ) from error
+    return path
 
 
 def where_credentials_are() -> str:

@@ -11,6 +11,7 @@ import ssl
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -27,19 +28,19 @@ _ATTEMPTS = 5
 class Boto:
     """One bucket, as botocore speaks to it. Finds the same credentials as AWS's own tools, and renews them.
 
-    ``silence``: seconds without a byte after which a request has failed; ``signs``: there are credentials; ``trust``:
-    a file with certificates to believe. Asks nobody before its first call. Safe from many threads.
+    ``silence``: seconds without a byte after which a request has failed; ``signs``: there are credentials;
+    ``authorities``: a PEM file with those to believe. Asks nobody before its first call. Safe from many threads.
     """
 
     def __init__(
-        self, bucket: str, endpoint: str, region: str, *, silence: float, signs: bool, trust: str | None
+        self, bucket: str, endpoint: str, region: str, *, silence: float, signs: bool, authorities: Path | None
     ) -> None:
         self.bucket = bucket
         self._endpoint = endpoint
         self._region = region
         self._silence = silence
         self._signs = signs
-        self._trust = trust
+        self._authorities = authorities
         self._making = threading.Lock()
         self._made: tuple[Session, Any] | None = None
 
@@ -83,12 +84,15 @@ class Boto:
         from botocore import UNSIGNED
         from botocore.config import Config
 
+        system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile  # botocore has its own list
         session = botocore.session.Session()
         client = session.create_client(
             "s3",
             region_name=self._region,
             endpoint_url=self._endpoint,
-            verify=self._trust or os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile,
+            verify=str(self._authorities or "")
+            or os.environ.get("SSL_CERT_FILE")
+            or ssl.get_default_verify_paths().cafile,
             config=Config(
                 signature_version="s3v4" if self._signs else UNSIGNED,
                 s3={"addressing_style": "path"},

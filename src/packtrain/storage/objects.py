@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import obstore
@@ -94,12 +95,16 @@ Errors = Callable[[str], AbstractContextManager[None]]
 
 
 class ObjectStore:
-    """A `Store` under a prefix of a bucket, without slashes at its ends, or empty. ``stall`` in seconds."""
+    """A `Store` under a prefix of a bucket, without slashes at its ends, or empty. ``stall`` in seconds;
+    ``authorities`` is a PEM file with those to believe beside the system's."""
 
-    def __init__(self, provider: Provider, prefix: str, *, stall: float = STALL) -> None:
+    def __init__(
+        self, provider: Provider, prefix: str, *, stall: float = STALL, authorities: Path | None = None
+    ) -> None:
         self._provider = provider
         self._url = f"{provider.url}/{prefix}".rstrip("/")
-        self._wire = Wire(stall=stall)
+        self._wire = Wire(stall=stall, authorities=authorities)
+        trust = authorities.read_bytes() if authorities else None
 
         def connect(silence: float, retries: int, below: str = prefix) -> Connection:
             client: ClientConfig = {
@@ -108,6 +113,8 @@ class ObjectStore:
                 "read_timeout": timedelta(seconds=silence),
                 "timeout": timedelta(hours=24),  # of a whole answer: a stall ends it, not its length
             }
+            if trust is not None:
+                client["root_certificate"] = trust
             retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * stall)}
             return provider.connect(below or None, client, retry)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
@@ -13,7 +14,7 @@ from obstore.store import S3Store
 
 from packtrain.errors import PacktrainError, Refused, Unavailable, UsageError
 from packtrain.ports import Multipart
-from packtrain.storage.aws import new_objects, s3_config, trusted
+from packtrain.storage.aws import authorities, new_objects, s3_config
 from packtrain.storage.boto import Boto
 from packtrain.storage.failures import Failure
 from packtrain.storage.multipart import S3Multipart
@@ -31,27 +32,30 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
 
     ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds. Raises UsageError for bad settings.
     """
-    config = s3_config()
+    config, believed = s3_config(), authorities()
     return ObjectStore(
         S3(
             bucket,
             config,
             endpoint=config.get("endpoint") or f"https://s3.{config.get('region', 'us-east-1')}.amazonaws.com",
             signs=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() not in ("1", "true", "yes", "on", "y", "t"),
+            authorities=believed,
         ),
         prefix,
         stall=stall,
+        authorities=believed,
     )
 
 
 @dataclass(frozen=True)
 class S3:
-    """The `Provider` of s3://. ``signs``: there are credentials to sign with."""
+    """The `Provider` of s3://. ``signs``: there are credentials to sign with; ``authorities`` as for `ObjectStore`."""
 
     bucket: str
     config: S3Config
     endpoint: str
     signs: bool
+    authorities: Path | None
 
     address = "AWS_ENDPOINT_URL"
     copies = 5 * 10**9  # CopyObject's limit
@@ -69,8 +73,9 @@ class S3:
 
     def multipart(self, prefix: str, silence: float, errors: Errors) -> Multipart:
         region = self.config.get("region", "us-east-1")
-        boto = Boto(self.bucket, self.endpoint, region, silence=silence, signs=self.signs, trust=trusted())
-        return S3Multipart(boto, Wire(stall=silence, trust=trusted()), prefix, new_objects(), errors)
+        boto = Boto(self.bucket, self.endpoint, region, silence=silence, signs=self.signs, authorities=self.authorities)
+        wire = Wire(stall=silence, authorities=self.authorities)
+        return S3Multipart(boto, wire, prefix, new_objects(), errors)
 
     def link(self, connection: Connection, key: str) -> Link | None:
         return Link(obstore.sign(connection, "GET", key, expires_in=SIGNED_FOR)) if self.signs else None

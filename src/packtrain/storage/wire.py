@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
 from threading import Lock
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -43,12 +44,13 @@ class Wire:
     """The connections to one server, kept and used again by any number of threads.
 
     A request fails when nothing comes for ``stall`` seconds. Proxies are those of HTTP_PROXY, HTTPS_PROXY and
-    NO_PROXY, and trust is that of SSL_CERT_FILE or the system, as for obstore, and that of the file ``trust``.
+    NO_PROXY, and trust is that of SSL_CERT_FILE or the system, as for obstore, and that of the PEM file
+    ``authorities``.
     """
 
-    def __init__(self, *, stall: float, trust: str | None = None) -> None:
+    def __init__(self, *, stall: float, authorities: Path | None = None) -> None:
         self._stall = stall
-        self._trusted = trust
+        self._authorities = authorities
         self._trust: ssl.SSLContext | None = None
         self._idle: list[HTTPConnection] = []
         self._lock = Lock()
@@ -128,8 +130,8 @@ class Wire:
         if url.scheme == "https":
             if self._trust is None:
                 self._trust = ssl.create_default_context()
-                if self._trusted:
-                    self._trust.load_verify_locations(self._trusted)
+                if self._authorities:
+                    self._trust.load_verify_locations(self._authorities)
             host = proxy or url
             secure = HTTPSConnection(host.hostname or "", host.port, timeout=self._stall, context=self._trust)
             if proxy:
