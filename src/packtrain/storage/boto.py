@@ -84,7 +84,7 @@ class Boto:
         from botocore import UNSIGNED
         from botocore.config import Config
 
-        system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile  # botocore has its own list
+        os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile  # botocore has its own list
         session = botocore.session.Session()
         client = session.create_client(
             "s3",
