@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from packtrain.testing.fake_mlflow import Fake, fake_mlflow
+from packtrain.testing.mlflow_servers import MlflowServer, mlflow_server
 from packtrain.testing.servers import S3Server, seaweedfs
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
 from packtrain.testing.volumes import juicefs
@@ -92,6 +94,36 @@ def s3_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    """An MLflow server of a few lines, empty."""
+    with fake_mlflow() as server:
+        yield server
+
+
+MLFLOW = Path(__file__).parents[1] / ".engines" / "mlflow"
+
+
+@pytest.fixture(scope="session")
+def mlflow_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server on SQLite."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow-sqlite"), MLFLOW) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_postgresql(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[MlflowServer]:
+    """A real MLflow server on PostgreSQL, with its artifacts in the S3 server."""
+    with mlflow_server(
+        tmp_path_factory.mktemp("mlflow-postgresql"),
+        MLFLOW,
+        backend="postgresql",
+        artifacts=f"{s3.url}/mlflow",
+        environment={**os.environ, **s3.environment, "MLFLOW_S3_ENDPOINT_URL": s3.endpoint},
+    ) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from packtrain.flows.watch import Happened
     from packtrain.model.ancestry import Ancestry
     from packtrain.model.comparison import Comparison
+    from packtrain.model.mirror import Policy
 
 
 class Silent:
@@ -77,6 +78,10 @@ def diagnose(reporter: Reporter | None = None, **flags: str | None) -> Iterator[
         yield check
     if answers:
         yield from ledgers.examine(parts.store, parts.registry, parts.clock.now())
+        if parts.mlflow is not None:
+            from packtrain.flows.doctor import mlflow
+
+            yield from mlflow.examine(parts.mlflow, parts.store, parts.registry, uuid.uuid4().hex)
     yield from cache_disk.examine(parts.cache)
     yield from engines.examine(settings.vllm, settings.llamafactory)
 
@@ -370,6 +375,26 @@ class Client:
         from packtrain.flows.promote import archive
 
         return archive(self._parts.registry, Reference.parse(reference), reason=reason)
+
+    def policy(
+        self,
+        name: str,
+        *,
+        protect: Sequence[str] = (),
+        unprotect: Sequence[str] = (),
+        gate: Sequence[str] = (),
+        ungate: Sequence[str] = (),
+    ) -> Policy:
+        """What moving the aliases of a model demands, after the change that is asked for."""
+        from packtrain.flows.policy import Change, policy
+
+        return policy(self._parts.registry, name, Change(protect, unprotect, gate, ungate))
+
+    def register(self, name: str) -> State:
+        """Makes an MLflow server show a ledger that it does not show: all its versions and aliases."""
+        from packtrain.flows.mirroring import register
+
+        return register(self._parts.registry, name)
 
     def verify(self, name: str | None = None, *, every_byte: bool = False) -> list[Verified]:
         """Walks chains and manifests, and every byte if asked. Raises IntegrityError at what does not hold."""

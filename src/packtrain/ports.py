@@ -1,7 +1,8 @@
 """The outside, on one page: what Packtrain needs of the world, with the laws that every implementation keeps.
 
 `Store` has implementations over directories and object stores, and one in memory for tests; `Registry` keeps the
-ledger in a store. tests/conformance holds the suite that each of them passes.
+ledger in a store, and one of its implementations has an MLflow server show it. tests/conformance holds the suite that
+each of them passes.
 """
 
 from __future__ import annotations
@@ -207,7 +208,8 @@ class Registry(Protocol):
     1. A log that was read extends every log of that name that was read before on this machine, or IntegrityError
        names what is missing or different.
     2. `change` appends exactly the event that ``decide`` drafted on the state that the event follows, once, or
-       nothing. ``decide`` may be called several times; it must not act.
+       nothing. ``decide`` may be called several times; it must not act. A registry that others look at elsewhere may
+       append events of its own around it, and give a version.created another number than was drafted.
     """
 
     def names(self) -> list[str]:

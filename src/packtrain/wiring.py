@@ -7,9 +7,10 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packtrain.cache import Cache
-from packtrain.errors import UsageError
+from packtrain.errors import Refused
 from packtrain.flows.links import LinkingRegistry
 from packtrain.model.digest import Digest
 from packtrain.ports import Clock, Registry, Reporter, Store
@@ -17,6 +18,9 @@ from packtrain.registry.ledger import LedgerRegistry
 from packtrain.registry.memory import SeenLedgers
 from packtrain.settings import Settings
 from packtrain.storage import open_store
+
+if TYPE_CHECKING:
+    from packtrain.registry.mlflow import Mlflow
 
 
 class SystemClock:
@@ -40,24 +44,41 @@ class Parts:
     registry: Registry
     cache: Cache
     clock: Clock
+    mlflow: Mlflow | None = None
 
 
 def wire(settings: Settings, reporter: Reporter) -> Parts:
-    """Opens nothing yet: a store that cannot be reached is met by the first call to it. Raises UsageError."""
+    """Opens nothing yet: a store that cannot be reached is met by the first call to it. Raises UsageError and
+    Refused."""
     clock = SystemClock()
     store = open_store(settings.store)
-    if settings.registry != "store":
-        raise UsageError(
-            f"the registry {settings.registry!r} is not supported",
-            hint='registry = "store" keeps the registry inside the store; it is the only one so far.',
-        )
     seen = SeenLedgers(settings.cache_dir / "ledgers" / Digest.of(store.url.encode()).short)
-    registry = LedgerRegistry(store, seen, actor=settings.actor, clock=clock, nonce=lambda: uuid.uuid4().hex)
-    linking = LinkingRegistry(registry, store, reporter)
+    ledger = LedgerRegistry(store, seen, actor=settings.actor, clock=clock, nonce=lambda: uuid.uuid4().hex)
+    registry, mlflow = _registry(settings, ledger, store, reporter, clock)
     cache = Cache(
         settings.cache_dir, boot=_boot_id(), clock=clock, quota=settings.cache_quota, floor=settings.cache_free
     )
-    return Parts(store, linking, cache, clock)
+    return Parts(store, registry, cache, clock, mlflow)
+
+
+def _registry(
+    settings: Settings, ledger: Registry, store: Store, reporter: Reporter, clock: Clock
+) -> tuple[Registry, Mlflow | None]:
+    """The registry that was chosen, and the MLflow server that shows it, if one does."""
+    if settings.registry == "store":
+        return LinkingRegistry(ledger, store, reporter), None
+    from packtrain.flows.mirroring import MirroringRegistry
+    from packtrain.flows.runs import describing
+    from packtrain.registry.mlflow import Mlflow, server
+
+    mlflow = Mlflow(server(settings.registry))
+    if store.directory is not None:
+        raise Refused(
+            f"MLflow at {mlflow.url} cannot register what lies in {store.url}: it refuses directories as sources",
+            hint='Use a bucket (store = "s3://bucket/prefix"), or registry = "store", which needs no server.',
+        )
+    describe = describing(mlflow, store, open_store, reporter, clock)
+    return MirroringRegistry(ledger, mlflow, store, reporter, clock, describe), mlflow
 
 
 def open_source(place: str) -> Path | Store:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_the_fields_are_those_of_the_code() -> None:
 
 def test_the_actions_and_their_details_are_those_of_the_code() -> None:
     fields_of_events, details = set(), dict[str, set[str]]()
-    for line in (GOLDEN / "every-action.ledger.jsonl").read_bytes().splitlines():
+    for line in chain(*(path.read_bytes().splitlines() for path in GOLDEN.glob("*.ledger.jsonl"))):
         event = json.loads(line)
         fields_of_events |= event.keys()
         details.setdefault(event["action"], set()).update(event["details"])

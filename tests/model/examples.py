@@ -9,6 +9,7 @@ from packtrain.model.digest import Digest
 from packtrain.model.ledger import Draft, Log, timestamp
 from packtrain.model.lineage import Dataset, Lineage, Parent
 from packtrain.model.manifest import Base, Chunk, FileEntry, Manifest
+from packtrain.model.mirror import Policy
 from packtrain.model.version import BaseVersion
 
 MIB = 1 << 20
@@ -123,4 +124,38 @@ def ledger_with_every_action() -> Writer:
     writer.append(writer.log.state.roll_back("production", reason="answers in riddles"))
     writer.append(writer.log.state.archive(2, reason="bad"))
     writer.append(writer.log.state.condemn([adapter.digest], [Digest(hex_of("nobody's record"))]))
+    return writer
+
+
+def ledger_that_mlflow_shows() -> Writer:
+    """Every action that has to do with MLflow, and the policy."""
+    writer = Writer("llama-finetuned")
+
+    def say(action: str, **details: object) -> None:
+        writer.append(Draft(action, details))
+
+    def publish(manifest: Manifest, number: int, *, there: bool, **more: object) -> None:
+        publish_id = hex_of(f"publish {len(writer.events)}")[:32]
+        digest = manifest.digest
+        writer.append(writer.log.state.begin_publish(digest, publish_id, writer.moment(3600)))
+        details = {
+            "digest": digest.hex,
+            "payload": manifest.payload.hex,
+            "kind": manifest.kind,
+            "size": manifest.size,
+            "publish_id": publish_id,
+            **more,
+        }
+        say("version.intent", **details, **({"version": number} if there else {}))
+        say("version.created", **details, version=number)
+
+    say("mirror.bound", created=1_767_323_045_678)
+    publish(MERGED, 2, there=False, code=True)
+    base = {"name": "llama-finetuned", "version": 2, "digest": MERGED.digest.hex}
+    publish(ADAPTERS["adapter-of-a-version"], 1, there=True, base=base)
+    writer.append(writer.log.state.promote("production", 2, reason="the first one"))
+    say("alias.settled", alias="production", to=2, own=True)
+    say("alias.adopted", alias="production", **{"from": 2}, to=1, reason="moved in MLflow")
+    writer.append(writer.log.state.set_policy(Policy(frozenset({"production"}), frozenset({"gold"}))))
+    say("alias.restored", alias="production", found=None, to=1)
     return writer

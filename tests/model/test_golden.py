@@ -21,7 +21,8 @@ from packtrain.model.lease import Holder, Lease, lease_key
 from packtrain.model.ledger import Log, event_key
 from packtrain.model.lineage import Lineage, record_key
 from packtrain.model.manifest import Manifest
-from tests.model.examples import LINEAGE, MANIFESTS, hex_of, ledger_with_every_action
+from packtrain.model.mirror import Policy
+from tests.model.examples import LINEAGE, MANIFESTS, hex_of, ledger_that_mlflow_shows, ledger_with_every_action
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -41,6 +42,7 @@ DIGESTS = {
     "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
     "every-action.ledger.jsonl": "4121f5b4095e0da6f9413645e5b85b237e23d004e851bf5199186f824b2675ad",
     "lease.json": "3816b5bf70233b50f9974f67260d4bd26005c2fb9e7db8f8789e1c5709c3f253",
+    "mlflow.ledger.jsonl": "eaa2398972bb5eda0da05b0c944093106ca7609fbfcd717b081d4afa69492212",
     "lineage.json": "dc381f8155e65b2e1614c5fcdb0092a88c67389e8fff4e16fa85bf456d252eb9",
 }
 
@@ -87,6 +89,21 @@ def test_ledger() -> None:
     assert (second.code, second.archived, str(second.base)) == (False, True, "llama-finetuned/1")
     assert (second.archived_at, second.collected) == (log.events[-2].time, True)
     assert log.state.condemned == {second.digest, Digest(hex_of("nobody's record"))}
+
+
+def test_ledger_that_mlflow_shows() -> None:
+    lines = golden("mlflow.ledger.jsonl").splitlines()
+    writer = ledger_that_mlflow_shows()
+    assert writer.events == lines
+    log = Log("llama-finetuned")
+    for line in lines:
+        log.extend(line)
+    assert log.state == writer.log.state
+    assert (log.state.aliases, log.state.trails) == ({"production": 1}, {"production": (2, 1)})
+    assert log.state.policy == Policy(frozenset({"production"}), frozenset({"gold"}))
+    mirror = log.state.mirror
+    assert (mirror.created, mirror.intents, mirror.unsettled) == (1_767_323_045_678, {}, {"production": 1})
+    assert sorted(mirror.numbers.values()) == [1, 2]
 
 
 def test_lineage() -> None:

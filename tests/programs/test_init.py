@@ -26,7 +26,7 @@ def here(cli: Cli) -> Path:
     return cli.home / "project"
 
 
-@pytest.mark.parametrize("profile", ["nfs", "object"])
+@pytest.mark.parametrize("profile", ["nfs", "object", "mlflow", "hybrid"])
 def test_every_line_is_explained_and_what_must_be_edited_is_marked(cli: Cli, here: Path, profile: str) -> None:
     done = cli.run("init", "--profile", profile, cwd=here)
     assert done.stdout == f"wrote packtrain.toml for the profile {profile}\n"
@@ -38,12 +38,13 @@ def test_every_line_is_explained_and_what_must_be_edited_is_marked(cli: Cli, her
         *about, line = part.split("\n")
         assert about and all(each.startswith("# ") for each in about), part
         assert re.fullmatch(r'(# )?\w+ = "[^"]+"(  # EDIT THIS)?', line), part
+    edit = ["store", "registry"] if profile in ("mlflow", "hybrid") else ["store"]
     assert [part.rpartition("\n")[2] for part in settings if part.endswith("EDIT THIS")] == [
-        f'store = "{WRITTEN[profile].store}"  # EDIT THIS'
+        f'{key} = "{getattr(WRITTEN[profile], key)}"  # EDIT THIS' for key in edit
     ]
     settings = load({}, environ={"HOME": str(cli.home)}, directory=here)
     assert settings.store == WRITTEN[profile].store
-    assert settings.pull == {"nfs": "in-place", "object": "cache"}[profile] in PULLS
+    assert settings.pull == ("in-place" if profile == "nfs" else "cache") in PULLS
     commented = re.sub(r"^# (\w+ = )", r"\1", file.read_text(), flags=re.MULTILINE)
     assert commented.count(" = ") == len(tomllib.loads(commented)) == 9
 
@@ -67,11 +68,14 @@ def test_a_file_that_is_there_stays(cli: Cli, here: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", ["mlflow", "hybrid"])
-def test_a_profile_that_cannot_work_yet_says_so_and_writes_nothing(cli: Cli, here: Path, profile: str) -> None:
-    done = cli.run("init", "--profile", profile, cwd=here, code=3)
-    assert f"the profile {profile} needs an MLflow registry, which this Packtrain cannot use yet" in done.stderr
-    assert "packtrain init --profile object" in done.stderr
+def test_a_directory_is_no_store_for_mlflow(cli: Cli, here: Path, profile: str) -> None:
+    done = cli.run("init", "--profile", profile, "--store", "file:///mnt/models", cwd=here, code=3)
+    assert f"the profile {profile} needs a bucket: MLflow refuses directories like file:///mnt/models" in done.stderr
     assert list(here.iterdir()) == []
+    (here / "packtrain.toml").write_text('store = "file:///mnt/models"\nregistry = "http://127.0.0.1:9"\n')
+    refused = cli.run("doctor", cwd=here, code=3).stdout
+    assert "MLflow at http://127.0.0.1:9 cannot register what lies in file:///mnt/models" in refused
+    assert "cannot register" in cli.run("models", cwd=here, code=3).stderr
 
 
 def test_the_profiles_are_those_of_the_help(cli: Cli, here: Path) -> None:

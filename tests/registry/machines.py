@@ -8,10 +8,13 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 
+from packtrain.client import Silent
+from packtrain.flows.mirroring import Entry, MirroringRegistry
 from packtrain.model.ledger import Decide, Draft, State, event_key
-from packtrain.ports import Store
+from packtrain.ports import Clock, Registry, Reporter, Store
 from packtrain.registry.ledger import LedgerRegistry
 from packtrain.registry.memory import SeenLedgers
+from packtrain.registry.mlflow import Mlflow
 from packtrain.storage.objects import ObjectStore
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.memory_store import MemoryStore
@@ -27,7 +30,21 @@ def machine(store: Store, home: Path, actor: str = "ada") -> LedgerRegistry:
     )
 
 
-def publish(registry: LedgerRegistry, name: str = "m", count: int = 1) -> None:
+def mirroring(
+    ledger: LedgerRegistry, store: Store, url: str, *, clock: Clock | None = None, notes: Reporter | None = None
+) -> MirroringRegistry:
+    """The same machine, where an MLflow server shows the ledgers."""
+    return MirroringRegistry(
+        ledger,
+        Mlflow(url, environ={}, sleep=lambda _: None),
+        store,
+        notes or Silent(),
+        clock or FakeClock(),
+        describe=lambda state, intent: Entry(tags={"packtrain.kind": intent.details["kind"]}),
+    )
+
+
+def publish(registry: Registry, name: str = "m", count: int = 1) -> None:
     """Publishes ``count`` versions, each with two events."""
     for _ in range(count):
         publish_id = hex_of(f"publish {next(_nonces)}")

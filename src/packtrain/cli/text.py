@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from packtrain.flows.verify import Verified
     from packtrain.model.ledger import Event
     from packtrain.model.lineage import Dataset, Lineage, Parent
+    from packtrain.model.mirror import Policy
     from packtrain.model.version import ModelVersion
 
 UNKNOWN = "unknown"
@@ -215,6 +216,16 @@ def _happened(event: Event) -> tuple[str, ...]:
     return (str(event.sequence), time(event.time), event.actor, _in_words(event.action, event.details), reason)
 
 
+def _aliases(what: str, details: Mapping[str, Any]) -> str:
+    return f"{what} {', '.join(f'@{alias}' for alias in details[what]) or 'none'}"
+
+
+def policy(policy: Policy) -> str:
+    """What moving the aliases of a model demands."""
+    told = [("protected", policy.protected), ("gated", policy.gated)]
+    return card((what, ", ".join(f"@{alias}" for alias in sorted(aliases)) or "none") for what, aliases in told)
+
+
 def _in_words(action: str, d: Mapping[str, Any]) -> str:
     match action:
         case "publish.begin":
@@ -229,6 +240,19 @@ def _in_words(action: str, d: Mapping[str, Any]) -> str:
             return f"rolled back @{d['alias']}: {d['from']} -> {d['to']}"
         case "version.archived":
             return f"archived version {d['version']}"
+        case "policy":
+            return f"set the policy: {_aliases('protected', d)}, {_aliases('gated', d)}"
+        case "mirror.bound":
+            return "registered in MLflow"
+        case "version.intent":
+            return f"announced a version ({d['kind']}, {size(d['size'])}, {d['digest'][:12]})"
+        case "alias.settled":
+            return f"MLflow shows @{d['alias']}: {d['to'] or 'not set'}"
+        case "alias.adopted":
+            return f"found @{d['alias']} moved: {d['from'] or 'not set'} -> {d['to']}"
+        case "alias.restored":
+            found = d["found"] or "removed"
+            return f"found @{d['alias']} moved in MLflow to {found}, restored: {d['to'] or 'not set'}"
         case "referenced":
             return f"became the base of {d['name']} {d['digest'][:12]}"
         case "condemned":

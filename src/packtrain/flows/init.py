@@ -10,7 +10,6 @@ from packtrain.errors import Refused, disk_error
 from packtrain.settings import FILE_NAME
 
 EDIT = "EDIT THIS"
-REGISTRIES = ("store",)  # where this Packtrain can register versions; a profile that needs another one is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +27,11 @@ _BUCKET = """\
 A bucket, and a folder in it. Credentials, region and endpoint come from where AWS's own tools look for them:
 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or the role of the machine; AWS_REGION; and, for another
 provider than AWS, AWS_ENDPOINT_URL. They never stand in this file."""
+
+_MLFLOW = """\
+The MLflow server, which shows the versions and aliases that the ledger in the bucket decides. Credentials come from
+MLflow's own variables: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN. They never
+stand in this file."""
 
 PROFILES: Mapping[str, Profile] = {
     "nfs": Profile(
@@ -61,14 +65,16 @@ Which mount options matter: docs/shared-volumes.md""",
 def init(name: str, directory: Path, given: Mapping[str, str]) -> Path:
     """Writes the file of a profile into a directory; ``given`` are settings that are known already. Returns its path.
 
-    Raises Refused, and changes nothing, for a profile that this Packtrain cannot work with, and if there is a file.
+    Raises Refused, and changes nothing, for a directory as the store of a profile with MLflow, and if there is a file.
     """
     profile = PROFILES[name]
-    if profile.registry not in REGISTRIES:
+    store = given.get("store", profile.store)
+    if profile.registry != "store" and store.startswith(("file:", "/")):
         raise Refused(
-            f"the profile {name} needs an MLflow registry, which this Packtrain cannot use yet; nothing was written",
-            hint="The same bucket works today with the registry inside it: packtrain init --profile object. What is "
-            "published there has the files that MLflow's clients load (docs/choosing.md).",
+            f"the profile {name} needs a bucket: MLflow refuses directories like {store} as sources; "
+            "nothing was written",
+            hint="Give --store s3://BUCKET/PREFIX; or keep the registry in the directory: "
+            "packtrain init --profile nfs.",
         )
     path = directory / FILE_NAME
     try:
@@ -104,7 +110,9 @@ def content(name: str, profile: Profile, given: Mapping[str, str]) -> str:
         setting(
             "registry",
             profile.registry,
-            'Where versions and aliases are registered. "store": in the store itself; nothing else has to run.',
+            'Where versions and aliases are registered. "store": in the store itself; nothing else has to run.'
+            if profile.registry == "store"
+            else _MLFLOW,
             edit=profile.registry != "store",
         ),
         setting(

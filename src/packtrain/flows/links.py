@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from packtrain.errors import PacktrainError
-from packtrain.model.ledger import Decide, Event, Log, State
+from packtrain.model.ledger import MOVES, Decide, Event, Log, State
 from packtrain.ports import Registry, Reporter, Store
 from packtrain.storage.directory import TEMPORARY, DirectoryStore
 
@@ -23,7 +23,7 @@ ABANDONED = timedelta(days=1)  # without a write, after which an unfinished file
 
 _FOLDER = "serve/"
 _OURS = re.compile(r"serve/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/by-(?:alias|version)/[^/]+")
-_MOVING = {"version.created", "version.archived", "alias.promoted", "alias.rolled_back"}
+_MOVING = MOVES | {"version.created", "version.archived"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from packtrain.model.ledger import Log
+from packtrain.model.ledger import MOVES, Log
 from packtrain.model.lineage import Lineage
 from packtrain.model.version import ModelVersion
 
@@ -43,6 +43,6 @@ def promotions(log: Log, number: int) -> tuple[Promotion, ...]:
             back=event.action == "alias.rolled_back",
         )
         for event in log.events
-        if event.action in ("alias.promoted", "alias.rolled_back")
+        if event.action in MOVES
     }
     return tuple(moves[alias] for alias in log.state.aliases_of(number))

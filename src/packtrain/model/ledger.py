@@ -15,12 +15,21 @@ Actions of schema 1, with their details:
     alias.promoted     alias, from, to, reason
     alias.rolled_back  alias, from, to, reason
     version.archived   version, reason
+    policy             protected, gated                     aliases, sorted: what moving them demands
     referenced         base, name, digest                   in a base's ledger: an adapter needs its version
     condemned          digests, records                     given up: never named again, their objects may go
 
 The law of garbage collection: nothing is deleted that was not condemned before, what is named cannot be condemned, and
 what was condemned can never be named. The sequence of the log orders the two, so no clock and no delay can part them:
 whoever deletes may sleep for a week in the middle. Bytes that come back have another digest (`State.uncondemned`).
+
+And, where an MLflow server shows the ledger (`packtrain.model.mirror`):
+
+    mirror.bound       created                              its registered model, by the time of its creation (ms)
+    version.intent     as version.created, with version only for an entry that is there    before it gets its number
+    alias.settled      alias, to, own                       MLflow shows it; own: seen by whoever moved it
+    alias.adopted      alias, from, to, reason              it was moved in MLflow, and the ledger follows
+    alias.restored     alias, found, to                     it was moved in MLflow, and that is undone
 """
 
 from __future__ import annotations
@@ -36,11 +45,13 @@ from packtrain.errors import Condemned, Conflict, IntegrityError, NotFound, Refu
 from packtrain.model import canonical
 from packtrain.model.digest import Digest, is_hex256
 from packtrain.model.manifest import KINDS, Manifest
+from packtrain.model.mirror import Intent, Mirror, Policy
 from packtrain.model.reference import Reference, check_alias, check_name
 from packtrain.model.version import BaseVersion, ModelVersion
 
 SCHEMA = "packtrain.ledger/1"
 GENESIS = "0" * 64  # what the first event names as the one before it
+MOVES = frozenset({"alias.promoted", "alias.rolled_back", "alias.adopted"})  # actions that point an alias elsewhere
 
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 
@@ -154,6 +165,8 @@ class State:
     references: Mapping[Digest, frozenset[tuple[str, Digest]]] = field(default_factory=dict)  # base -> adapters
     attachments: Mapping[Digest, frozenset[Digest]] = field(default_factory=dict)  # record -> manifests, ever
     condemned: frozenset[Digest] = frozenset()  # manifests and records
+    policy: Policy = field(default_factory=Policy)
+    mirror: Mirror = field(default_factory=Mirror)
 
     # Questions
 
@@ -296,6 +309,11 @@ class State:
             )
         if current == number:
             return None
+        if alias in self.policy.gated and "gate" not in self.records.get(version.digest, {}):
+            raise Refused(
+                f"{version} has not passed a gate, which the policy of {self.name} demands for @{alias}",
+                hint=f"See: packtrain policy {self.name}",
+            )
         return Draft("alias.promoted", {"alias": alias, "from": current, "to": number, "reason": reason})
 
     def roll_back(self, alias: str, *, to: int | None = None, expect: int | None = None, reason: str = "") -> Draft:
@@ -333,6 +351,13 @@ class State:
         if version.archived:
             return None
         return Draft("version.archived", {"version": number, "reason": reason})
+
+    def set_policy(self, policy: Policy) -> Draft | None:
+        for alias in policy.protected | policy.gated:
+            check_alias(alias)
+        if policy == self.policy:
+            return None
+        return Draft("policy", {"protected": sorted(policy.protected), "gated": sorted(policy.gated)})
 
     def reference(self, base: Digest, name: str, digest: Digest) -> Draft | None:
         """Notes that an adapter needs one of this model's versions. Refused when none of them is live."""
@@ -485,16 +510,17 @@ def _attached(state: State, event: Event) -> State:
 def _created(state: State, event: Event) -> State:
     d = event.details
     number, digest = _version_number(d["version"]), Digest(d["digest"])
-    _refuse_condemned(state, digest)
-    if number != max(state.versions, default=0) + 1:
+    intent = state.mirror.intents.get(d["publish_id"])
+    if intent is not None:
+        if number in state.versions or intent.version not in (None, number):
+            raise ValueError(f"it creates version {number}, which exists or is not the one that was announced")
+        if {**d, "version": None} != {**intent.details, "version": None}:
+            raise ValueError("it is not what the version.intent before it says")
+    elif state.mirror.created is not None:
+        raise ValueError("MLflow numbers the versions of this model, and no version.intent came before it")
+    elif number != max(state.versions, default=0) + 1:
         raise ValueError(f"it creates version {number} out of order")
-    publish = state.publishes.get(d["publish_id"])
-    if publish is None or publish.digest != digest:
-        raise ValueError("no publish.begin of this digest came before it")
-    if d["kind"] not in KINDS or type(d["size"]) is not int or d["size"] < 0 or d.get("code", True) is not True:
-        raise ValueError("its kind, size or code is not valid")
-    if "base" in d and d["kind"] != "adapter":
-        raise ValueError("only an adapter has a base")
+    _check_version(state, d)
     version = ModelVersion(
         name=state.name,
         number=number,
@@ -509,7 +535,39 @@ def _created(state: State, event: Event) -> State:
         lineage=state.records.get(digest, {}).get("lineage"),
     )
     publishes = {key: value for key, value in state.publishes.items() if key != d["publish_id"]}
-    return replace(state, versions={**state.versions, number: version}, publishes=publishes)
+    return replace(
+        state,
+        versions={**state.versions, number: version},
+        publishes=publishes,
+        mirror=state.mirror.numbered(d["publish_id"], number),
+    )
+
+
+def _intended(state: State, event: Event) -> State:
+    _require_bound(state)
+    d = event.details
+    _check_version(state, d)
+    details = {key: value for key, value in d.items() if key != "version"}
+    version = _version_number(d["version"]) if "version" in d else None
+    intent = Intent(d["publish_id"], details, version, event.sequence, event.time, event.actor)
+    if d["publish_id"] in state.mirror.intents or version in state.versions:
+        raise ValueError("it announces what is announced already, or exists")
+    return replace(state, mirror=state.mirror.announced(intent))
+
+
+def _check_version(state: State, d: Mapping[str, Any]) -> None:
+    """Raises ValueError for details of a version that cannot be."""
+    _refuse_condemned(state, Digest(d["digest"]))
+    publish = state.publishes.get(d["publish_id"])
+    if publish is None or publish.digest != Digest(d["digest"]):
+        raise ValueError("no publish.begin of this digest came before it")
+    Digest(d["payload"])
+    if d["kind"] not in KINDS or type(d["size"]) is not int or d["size"] < 0 or d.get("code", True) is not True:
+        raise ValueError("its kind, size or code is not valid")
+    if "base" in d:
+        _base(d["base"])
+        if d["kind"] != "adapter":
+            raise ValueError("only an adapter has a base")
 
 
 def _base(value: Any) -> BaseVersion:
@@ -518,7 +576,7 @@ def _base(value: Any) -> BaseVersion:
 
 def _promoted(state: State, event: Event) -> State:
     alias, target = _move(state, event)
-    return replace(state, trails={**state.trails, alias: (*state.trails.get(alias, ()), target)})
+    return _moved(state, event, alias, (*state.trails.get(alias, ()), target))
 
 
 def _rolled_back(state: State, event: Event) -> State:
@@ -527,7 +585,58 @@ def _rolled_back(state: State, event: Event) -> State:
     if target not in earlier:
         raise ValueError("it goes back to a version that the alias was not at")
     last = len(earlier) - 1 - earlier[::-1].index(target)
-    return replace(state, trails={**state.trails, alias: earlier[: last + 1]})
+    return _moved(state, event, alias, earlier[: last + 1])
+
+
+def _adopted(state: State, event: Event) -> State:
+    _require_bound(state)
+    alias, target = _move(state, event)
+    return _moved(state, event, alias, (*state.trails.get(alias, ()), target), shown=True)
+
+
+def _moved(state: State, event: Event, alias: str, trail: tuple[int, ...], *, shown: bool = False) -> State:
+    mirror = state.mirror.moved(alias, trail[-1], event.sequence, event.time, shown=shown)
+    return replace(state, trails={**state.trails, alias: trail}, mirror=mirror)
+
+
+def _restored(state: State, event: Event) -> State:
+    _require_bound(state)
+    d = event.details
+    alias = check_alias(_text(d["alias"]))
+    if d["to"] != state.current(alias) or d["found"] == d["to"] or alias in state.mirror.unsettled:
+        raise ValueError(f"it restores {alias!r} to {d['to']!r}, but it is at {state.current(alias)}")
+    if d["found"] is not None:
+        _version_number(d["found"])
+    _require_bound(state)
+    return replace(state, mirror=state.mirror.moved(alias, d["to"], event.sequence, event.time))
+
+
+def _settled(state: State, event: Event) -> State:
+    d = event.details
+    alias = check_alias(_text(d["alias"]))
+    if alias not in state.mirror.unsettled or d["to"] != state.current(alias) or type(d["own"]) is not bool:
+        raise ValueError(f"it settles {alias!r} at {d['to']!r}, but it is at {state.current(alias)}, or settled")
+    return replace(state, mirror=state.mirror.settled(alias, event.time, own=d["own"]))
+
+
+def _bound(state: State, event: Event) -> State:
+    created = event.details["created"]
+    if type(created) is not int or created < 0 or created == state.mirror.created:
+        raise ValueError(f"{created!r} is not the time of another creation")
+    return replace(state, mirror=state.mirror.bound(created, state.aliases))
+
+
+def _require_bound(state: State) -> None:
+    if state.mirror.created is None:
+        raise ValueError("no mirror.bound came before it")
+
+
+def _policy(state: State, event: Event) -> State:
+    protected, gated = (event.details[key] for key in ("protected", "gated"))
+    for aliases in (protected, gated):
+        if not isinstance(aliases, list) or aliases != sorted({check_alias(_text(alias)) for alias in aliases}):
+            raise ValueError(f"{aliases!r} are not aliases")
+    return replace(state, policy=Policy(frozenset(protected), frozenset(gated)))
 
 
 def _move(state: State, event: Event) -> tuple[str, int]:
@@ -568,6 +677,8 @@ def _condemned(state: State, event: Event) -> State:
         raise ValueError("it condemns what nobody began to publish")
     if any(v.digest in digests and not v.archived for v in state.versions.values()):
         raise ValueError("it condemns a version that is not archived")
+    if any(Digest(intent.digest) in digests for intent in state.mirror.intents.values()):
+        raise ValueError("it condemns a version that was announced")
     gone = (state.condemned | digests) - {version.digest for version in state.versions.values()}
     if any(state.attachments.get(record, frozenset()) - gone for record in records):
         raise ValueError("it condemns a record that belongs to a version, or may yet")
@@ -603,6 +714,12 @@ _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "version.archived": _archived,
     "referenced": _referenced,
     "condemned": _condemned,
+    "policy": _policy,
+    "mirror.bound": _bound,
+    "version.intent": _intended,
+    "alias.settled": _settled,
+    "alias.adopted": _adopted,
+    "alias.restored": _restored,
 }
 
 

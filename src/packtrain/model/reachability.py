@@ -91,6 +91,8 @@ def hold(
     versions = state.versions_of(digest)
     if live := [version for version in versions if not version.archived]:
         return Hold(f"{live[-1]} names it")
+    if any(intent.digest == digest.hex for intent in state.mirror.intents.values()):
+        return Hold("it was announced, and waits for its number from MLflow")
     needs = sorted(pair for pair in adapters | state.references.get(digest, frozenset()) if not dead(*pair))
     if needs:
         return Hold(f"the adapter {needs[0][0]} {needs[0][1].short} needs it as its base")

@@ -131,6 +131,21 @@ def draw(ancestry: Ancestry) -> str:
     )
 
 
+def plot(lineage: Lineage) -> str:
+    """The curves of a training alone, a complete SVG document."""
+    width, height = 2 * MARGIN + PLOT, 2 * MARGIN + PLOT_HEIGHT
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+            f'viewBox="0 0 {width} {height}" role="img" aria-label="Losses">',
+            f"<style>{_STYLE}\n</style>",
+            f'<rect class="ground" width="{width}" height="{height}"/>',
+            *_plot(lineage, MARGIN, MARGIN),
+            "</svg>\n",
+        ]
+    )
+
+
 def _generation(
     generation: Generation,
     before: Box | None,

@@ -1,12 +1,17 @@
-"""Aliases: `promote`, `rollback` and `archive`."""
+"""Aliases: `promote`, `rollback`, `archive` and `policy`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import PROMOTE, command
 from packtrain.cli.session import Session, takes
+
+Function = Callable[..., Any]
 
 
 @command(
@@ -73,3 +78,38 @@ def archive(session: Session, reference: str, reason: str) -> None:
     """
     version = session.client.archive(reference, reason=reason)
     session.print(version, text=text.archived, document=documents.version)
+
+
+def _of_alias(flag: str, text: str) -> Callable[[Function], Function]:
+    return click.option(flag, metavar="ALIAS", multiple=True, shell_complete=completing.aliases, help=text)
+
+
+@command(
+    panel=PROMOTE,
+    epilog="packtrain policy llama-finetuned --protect production",
+)
+@options.model
+@_of_alias("--protect", "What is moved in MLflow is moved back.")
+@_of_alias("--unprotect", "What is moved in MLflow is taken over.")
+@_of_alias("--gate", "Only versions that passed a gate may be promoted to it.")
+@_of_alias("--ungate", "Any version may.")
+@takes("actor")
+def policy(
+    session: Session,
+    name: str,
+    protect: tuple[str, ...],
+    unprotect: tuple[str, ...],
+    gate: tuple[str, ...],
+    ungate: tuple[str, ...],
+) -> None:
+    """Show or set what moving aliases demands.
+
+    The policy is in the ledger, so that it holds for everybody. Without options it is shown. Each option may be given
+    several times.
+    """
+    holds = session.client.policy(name, protect=protect, unprotect=unprotect, gate=gate, ungate=ungate)
+    session.print(
+        holds,
+        text=text.policy,
+        document=lambda policy: {"protected": sorted(policy.protected), "gated": sorted(policy.gated)},
+    )

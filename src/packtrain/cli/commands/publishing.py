@@ -1,4 +1,4 @@
-"""Training -> versions: `publish`, `export` and `adopt`."""
+"""Training -> versions: `publish`, `export`, `adopt` and `register`."""
 
 from __future__ import annotations
 
@@ -176,6 +176,26 @@ def adopt(
     session.print(published, text=text.published, document=documents.published)
     if published.created and not alias:
         session.note(f"next: packtrain promote {published.version} --to production")
+
+
+@command(
+    panel=PUBLISH,
+    epilog="packtrain register llama-finetuned --registry http://mlflow.example.com:5000",
+)
+@options.model
+@takes("actor")
+def register(session: Session, name: str) -> None:
+    """Show a model of the store's ledger in MLflow.
+
+    With all its versions, under the numbers that they have, and its aliases: after MLflow lost it, or when a team that
+    kept its registry in the store begins to use MLflow. Publishing does this by itself for a new model.
+    """
+    state = session.client.register(name)
+    session.print(
+        state,
+        text=lambda state: f"{name}: {text.count(len(state.versions), 'version')} in MLflow",
+        document=lambda state: {"name": name, "versions": sorted(state.versions), "aliases": state.aliases},
+    )
 
 
 def _repaired(results: Sequence[Repaired]) -> str:

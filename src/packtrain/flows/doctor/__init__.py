@@ -4,6 +4,7 @@ check        one thing that was looked at, and how it is
 program      this program, its settings and its variables
 store        the store, its credentials, and whether it keeps the laws that ledgers rest on
 ledgers      chains, what interrupted publishes left, and links, which are mended
+mlflow       the MLflow server, whether it takes our versions, and what it shows
 cache_disk   the disk of the cache
 engines      vLLM and LLaMA-Factory
 disks        what a file system is
