@@ -35,12 +35,16 @@ format: .venv/.ready ## what lint would complain about, mended
 engines: .venv/.ready ## the environments of LLaMA-Factory, vLLM and MLflow (.engines/)
 	$(BIN)/python tools/engines.py all
 
-bench: .venv/.ready ## publish and pull against the tools one would use instead
-	$(BIN)/python bench/transfer.py
+bench: .venv/.ready .bench/tools/.ready ## speed, beside the tools one would use instead (ONLY=cold-pull,links RUNS=5 KEEP=1: into docs/)
+	$(BIN)/python -m compileall -q src
+	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(RUNS),--runs $(RUNS)) $(if $(KEEP),--keep)
 
 lock: .venv/.ready ## the pinned requirements, resolved anew
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --group dev pyproject.toml \
 		--generate-hashes --custom-compile-command "make lock" --output-file requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		requirements/bench-tools.in --generate-hashes --custom-compile-command "make lock" \
+		--output-file requirements/bench-tools.txt
 	$(BIN)/python tools/engines.py lock
 
 clean: ## everything that was set up, gone
@@ -48,3 +52,9 @@ clean: ## everything that was set up, gone
 
 .venv/.ready: requirements/dev.txt pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py
+
+.bench/tools/.ready: .venv/.ready requirements/bench-tools.txt
+	$(BIN)/python -m venv --clear .bench/tools
+	.bench/tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements/bench-tools.txt
+	touch $@

@@ -66,11 +66,8 @@ def test_never_more_than_may_be() -> None:
     assert max(settle(Pace(most=5), lambda width: width * 1.0 * MB, 50)) == 5
 
 
-def test_requests_are_long_on_a_long_wire_and_short_at_the_end() -> None:
+def test_requests_are_long_and_short_at_the_end() -> None:
     pace = Pace(most=8)
-    gigabytes = 4_000 * MB
-    assert pace.request_length(gigabytes, rate=100 * MB, latency=0.001) == 4 * SHORTEST
-    assert pace.request_length(gigabytes, rate=400 * MB, latency=0.05) == 50 * MB
-    assert pace.request_length(gigabytes, rate=800 * MB, latency=0.2) == LONGEST
-    assert pace.request_length(160 * MB, rate=800 * MB, latency=0.2) == 10 * MB
-    assert pace.request_length(0, rate=800 * MB, latency=0.2) == SHORTEST
+    assert pace.request_length(4_000 * MB) == LONGEST
+    assert pace.request_length(160 * MB) == 10 * MB
+    assert pace.request_length(0) == SHORTEST

@@ -26,7 +26,7 @@ from packtrain.model.sourcing import Run, missing_runs
 from packtrain.model.version import how_to_mend
 from packtrain.ports import Clock, Reporter, Store
 
-BUFFER = 256 << 10  # bytes, one for each thread: measured best or near it on loopback (docs/performance.md)
+BUFFER = 512 << 10  # bytes, one for each thread: stays in a core's cache, and threads seldom wait for each other
 MEMORY = 64 << 20  # bytes in flight, at most
 THREADS = 32
 ATTEMPTS = 6  # in a row that bring nothing, before a source is left
@@ -208,7 +208,6 @@ class _Download:
         self._pace = Pace(most=min(THREADS, limits.memory // (4 * BUFFER)))
         self._held = 0  # bytes of chunks that are fetched once more
         self._got = 0  # bytes in this window
-        self._rate = 0.0
         self._latency = 0.0
         self._chunk_rate = 0.0  # bytes a second of one request, smoothed
 
@@ -239,10 +238,9 @@ class _Download:
         now = self._clock.monotonic()
         if now - window < max(WINDOW, 4 * self._latency):
             return window
-        self._rate = self._got / (now - window)
-        self._got = 0
+        rate, self._got = self._got / (now - window), 0
         if self._waiting:  # with nothing left to hand out, the rate says nothing of the width
-            self._pace.observe(self._rate)
+            self._pace.observe(rate)
             self._changed.notify_all()
         return now
 
@@ -299,8 +297,7 @@ class _Download:
 
     def _take(self) -> Run:
         run = self._waiting.popleft()
-        limit = self._pace.request_length(self._waiting_bytes, rate=self._rate, latency=self._latency)
-        run, rest = run.split(limit)
+        run, rest = run.split(self._pace.request_length(self._waiting_bytes))
         if rest is not None:
             self._waiting.appendleft(rest)
         self._waiting_bytes -= run.length

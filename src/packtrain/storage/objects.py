@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
@@ -104,26 +105,38 @@ class ObjectStore:
         self._provider = provider
         self._url = f"{provider.url}/{prefix}".rstrip("/")
         self._wire = Wire(stall=stall, authorities=authorities)
-        trust = authorities.read_bytes() if authorities else None
-
-        def connect(silence: float, retries: int, below: str = prefix) -> Connection:
-            client: ClientConfig = {
-                "allow_http": provider.endpoint.startswith("http://"),
-                "connect_timeout": timedelta(seconds=min(5.0, silence)),
-                "read_timeout": timedelta(seconds=silence),
-                "timeout": timedelta(hours=24),  # of a whole answer: a stall ends it, not its length
-            }
-            if trust is not None:
-                client["root_certificate"] = trust
-            retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * stall)}
-            return provider.connect(below or None, client, retry)
-
-        self._reader = connect(stall, retries=5)
-        self._writer = connect(stall * SENDING, retries=5)
-        # A put-if-absent whose answer was lost, sent again, would be told that somebody else was first.
-        self._creator = connect(stall, retries=0)
-        self._copier = connect(stall * SENDING, retries=5, below="")
+        self._trust = authorities.read_bytes() if authorities else None
         self._multipart = provider.multipart(prefix, stall * SENDING, self._errors)
+        self._stall = stall
+        self._prefix = prefix
+        self._reader = self._connect(stall, retries=5)
+
+    @cached_property
+    def _writer(self) -> Connection:
+        return self._connect(self._stall * SENDING, retries=5)
+
+    @cached_property
+    def _creator(self) -> Connection:
+        """A put-if-absent whose answer was lost, sent again, would be told that somebody else was first."""
+        return self._connect(self._stall, retries=0)
+
+    @cached_property
+    def _copier(self) -> Connection:
+        """Of the whole bucket."""
+        return self._connect(self._stall * SENDING, retries=5, below="")
+
+    def _connect(self, silence: float, *, retries: int, below: str | None = None) -> Connection:
+        """Asks nobody yet, but takes some milliseconds."""
+        client: ClientConfig = {
+            "allow_http": self._provider.endpoint.startswith("http://"),
+            "connect_timeout": timedelta(seconds=min(5.0, silence)),
+            "read_timeout": timedelta(seconds=silence),
+            "timeout": timedelta(hours=24),  # of a whole answer: a stall ends it, not its length
+        }
+        if self._trust is not None:
+            client["root_certificate"] = self._trust
+        retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * self._stall)}
+        return self._provider.connect((self._prefix if below is None else below) or None, client, retry)
 
     @property
     def url(self) -> str:
@@ -161,10 +174,13 @@ class ObjectStore:
     def _piecewise(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """One request."""
         pieces = self._pieces(key, start, length, buffer)
+        piece = self._ask(key, lambda: next(pieces, None))  # this one waits for names, connections and the answer
         left = length
-        while (piece := self._ask(key, lambda: next(pieces, None))) is not None:
-            left -= len(piece)
-            yield piece
+        with self._errors(key):
+            while piece is not None:
+                left -= len(piece)
+                yield piece
+                piece = next(pieces, None)
         if left:
             raise Unavailable(
                 f"{self.locate(key)} gave {length - left} of {length} bytes from {start}",
@@ -176,10 +192,13 @@ class ObjectStore:
         """Linked anew for each request, so nothing that expires is ever used when old. What the wire cannot read, such
         as a public bucket without credentials, goes the slower way."""
         link = self._ask(key, lambda: self._provider.link(self._reader, key))
-        if link is not None:
-            return self._wire.read(link, start, length, buffer)
-        answer = self._ask(key, lambda: obstore.get(self._reader, key, options={"range": (start, start + length)}))
-        return map(memoryview, answer.stream(min_chunk_size=PIECE))
+        return self._stream(key, start, length) if link is None else self._wire.read(link, start, length, buffer)
+
+    def _stream(self, key: str, start: int, length: int) -> Iterator[memoryview]:
+        answer = obstore.get(self._reader, key, options={"range": (start, start + length)})
+        stream = iter(answer.stream(min_chunk_size=PIECE))
+        while (piece := interruptible(lambda: next(stream, None))) is not None:
+            yield memoryview(piece)
 
     def create(self, key: str, data: bytes) -> None:
         for pause in (*PAUSES, None):

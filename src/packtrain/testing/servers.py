@@ -32,7 +32,10 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running S3 server with one empty bucket. The reader may read and list, and nothing else."""
+    """A running S3 server with one empty bucket. The reader may read and list, and nothing else.
+
+    ``secure_endpoint`` is the same over TLS, if it was given a certificate.
+    """
 
     endpoint: str
     access_key: str
@@ -40,6 +43,7 @@ class S3Server:
     bucket: str
     reader_access_key: str = ""
     reader_secret_key: str = ""
+    secure_endpoint: str = ""
 
     @property
     def url(self) -> str:
@@ -64,12 +68,13 @@ class S3Server:
 
 
 @contextmanager
-def seaweedfs(directory: Path) -> Iterator[S3Server]:
-    """SeaweedFS with its data and its log in ``directory``. Raises Unavailable if it does not come up."""
+def seaweedfs(directory: Path, *, certificate: tuple[Path, Path] | None = None) -> Iterator[S3Server]:
+    """SeaweedFS with its data and its log in ``directory``; with ``certificate`` (and its key, PEM files) over TLS,
+    too. Raises Unavailable if it does not come up."""
     weed = program("weed")
     directory.mkdir(parents=True, exist_ok=True)
     writer, reader = ("packtrain", secrets.token_hex(16)), ("reader", secrets.token_hex(16))
-    master, volume, filer, s3 = free_ports(4, beside=GRPC_OFFSET)
+    master, volume, filer, s3, secure = free_ports(5, beside=GRPC_OFFSET)
     config = directory / "s3.json"
     identities = [
         {"name": access, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
@@ -88,7 +93,10 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
         "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
         "-volume.max=50", "-master.volumeSizeLimitMB=2048", "-master.telemetry=false",
     ]  # fmt: skip
-    server = S3Server(f"http://127.0.0.1:{s3}", *writer, "packtrain", *reader)
+    if certificate is not None:
+        command += [f"-s3.port.https={secure}", f"-s3.cert.file={certificate[0]}", f"-s3.key.file={certificate[1]}"]
+    secure_endpoint = f"https://127.0.0.1:{secure}" if certificate else ""
+    server = S3Server(f"http://127.0.0.1:{s3}", *writer, "packtrain", *reader, secure_endpoint)
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -1,0 +1,102 @@
+"""A whole version from S3 on loopback to an empty cache, plain and over TLS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import models, tools
+from bench.bench import Bench
+from bench.measure import Contender, race
+from bench.results import Figure, Outcome, Row, Table, cpu, fastest, ratio, wall
+from bench.servers import hub, trusting
+from bench.tools import Tools
+from packtrain.testing.servers import S3Server
+
+TITLE = "Cold pull from S3"
+NOTE = (
+    "Four shards from SeaweedFS on loopback, which has them in its page cache, to an empty directory on the same disk. "
+    'Only Packtrain verifies; "+ BLAKE3" is the tool followed by one program that hashes its files from memory.'
+)
+
+
+def run(bench: Bench) -> Outcome:
+    model = bench.model()
+    outcome = Outcome(TITLE, NOTE)
+    with bench.s3() as server:
+        environment = Tools(server, "").environment(bench.work / "home")
+        digest = bench.publish(model, f"{server.url}/pulls", environment).removeprefix("sha256:")
+        for how, endpoint in (("S3", server.endpoint), ("S3 over TLS", server.secure_endpoint)):
+            plain = how == "S3"
+            served = S3Server(endpoint, server.access_key, server.secret_key, server.bucket)
+            theirs = Tools(served, f"pulls/models/m/{digest}")
+            environment = theirs.environment(bench.work / "home")
+            if not plain:
+                environment |= trusting(bench.work / "tls")
+            contenders = _contenders(bench, theirs)
+            print(f"  {how}")
+            if plain:
+                with hub(served, theirs.key, "0" * 40) as address:
+                    contenders.append(_hub(bench, theirs, address))
+                    race(contenders, bench.runs, environment)
+            else:
+                race(contenders, bench.runs, environment)
+            first = _hashed(bench, theirs, Table.of("", 0, contenders).rows)
+            race([first[0], first[1]], bench.runs, environment)
+            table = Table.of(f"pull from {how}", models.size(model), contenders)
+            after = Table.of(f"pull from {how}, verified", models.size(model), first)
+            outcome.tables += [table, after]
+            outcome.figures += _figures(table, after, how)
+    return outcome
+
+
+def _contenders(bench: Bench, theirs: Tools) -> list[Contender]:
+    out, cache = bench.work / "out", bench.work / "cache"
+    source = [theirs.server.bucket, theirs.key]
+
+    def tool(name: str, command: list[str]) -> Contender:
+        return Contender(name, lambda _: command, remove=[out])
+
+    secure = theirs.server.endpoint.startswith("https:")  # CRT speaks nothing but TLS
+    crt = [tool("boto3 with CRT", theirs.python("pull_boto3", *source, str(out), "crt"))] if secure else []
+    return [
+        Contender("packtrain", lambda _: _pull(theirs.server, cache), verified=True, remove=[cache]),
+        tool("s5cmd", theirs.s5cmd(out)),
+        tool("rclone", theirs.rclone(out)),
+        tool("aws s3 cp", theirs.aws(out)),
+        tool("boto3", theirs.python("pull_boto3", *source, str(out), "classic")),
+        *crt,
+        tool("mlflow.artifacts", theirs.python("pull_mlflow", f"s3://{'/'.join(source)}", str(out))),
+    ]
+
+
+def _pull(server: S3Server, cache: Path) -> list[str]:
+    return tools.packtrain("pull", "m", store=f"s3://{server.bucket}/pulls", cache=cache)
+
+
+def _hub(bench: Bench, theirs: Tools, address: str) -> Contender:
+    out = bench.work / "out"
+    command = theirs.python("pull_hub", "bench/model", str(out))
+    return Contender("huggingface_hub", lambda _: command, remove=[out], environment={"HF_ENDPOINT": address})
+
+
+def _hashed(bench: Bench, theirs: Tools, rows: list[Row]) -> list[Contender]:
+    """Packtrain, and the fastest of the tools followed by the hash of its files."""
+    out, cache = bench.work / "out", bench.work / "cache"
+    commands = {each.name: each.command(0) for each in _contenders(bench, theirs)}
+    best = fastest(row for row in rows if row.name in commands and not row.verified)
+    hashed = theirs.python("then_blake3", str(out), *commands[best.name])
+    return [
+        Contender("packtrain", lambda _: _pull(theirs.server, cache), verified=True, remove=[cache]),
+        Contender(f"{best.name} + BLAKE3", lambda _: hashed, verified=True, remove=[out]),
+    ]
+
+
+def _figures(table: Table, after: Table, how: str) -> list[Figure]:
+    ours, *others = table.rows
+    best = fastest(others)
+    mine, hashed = after.rows
+    return [
+        Figure(f"pull from {how}: wall, to the fastest, {best.name}, unverified", ratio(ours, best, wall), "x", 1.1),
+        Figure(f"pull from {how}: wall, to {hashed.name}", ratio(mine, hashed, wall), "x", 0.9),
+        Figure(f"pull from {how}: CPU, to {hashed.name}", ratio(mine, hashed, cpu), "x", 0.9),
+    ]

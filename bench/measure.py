@@ -1,0 +1,114 @@
+"""Whole processes, measured from outside, and contenders that take turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SERVER, CLIENT = 0, 1  # the cores of a two-core machine: a tool cannot take time from the server that it measures
+
+
+@dataclass(frozen=True)
+class Cost:
+    wall: float  # seconds
+    cpu: float  # seconds, user and system, its children's included
+    peak: float  # MB resident, of the largest of its processes
+    received: int = 0  # bytes that the server sent it, heads included, where they are counted
+
+
+@dataclass
+class Contender:
+    """One way of doing a job: ``command`` for the n-th run, in which ``remove`` is what it leaves behind.
+
+    ``before`` is called before each run; ``received`` gives the bytes that the server has sent since it was asked last.
+    """
+
+    name: str
+    command: Callable[[int], Sequence[str]]
+    verified: bool = False
+    remove: Sequence[Path] = ()
+    before: Callable[[], object] = lambda: None
+    received: Callable[[], int] = lambda: 0
+    environment: dict[str, str] = field(default_factory=dict)
+    costs: list[Cost] = field(default_factory=list)
+
+
+def race(contenders: Sequence[Contender], runs: int, environment: dict[str, str]) -> None:
+    """Interleaved: every contender once in each run, so that the machine's moods meet all of them alike."""
+    for run in range(runs):
+        for contender in contenders:
+            contender.costs.append(_one(contender, run, environment))
+            cost = contender.costs[-1]
+            print(f"    {run + 1}/{runs} {contender.name}: {cost.wall:.2f} s, {cost.cpu:.2f} CPU s", flush=True)
+
+
+def _one(contender: Contender, run: int, environment: dict[str, str]) -> Cost:
+    _remove(contender.remove)
+    os.sync()  # what others left to write must not be written in our time
+    contender.before()
+    contender.received()
+    try:
+        return measure(contender.command(run), environment | contender.environment, received=contender.received)
+    finally:
+        _remove(contender.remove)
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# Run by a small process of its own: a child's peak memory counts that of the process which it was forked from.
+_MEASURE = """
+import json, os, resource, subprocess, sys, time
+os.sched_setaffinity(0, json.loads(sys.argv[1]))
+started = time.perf_counter()
+process = subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+wall = time.perf_counter() - started
+if process.returncode:
+    sys.exit(process.stderr.decode(errors="replace")[-3000:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000]))
+"""
+
+
+def measure(command: Sequence[str], environment: dict[str, str], *, received: Callable[[], int] = lambda: 0) -> Cost:
+    measuring = [sys.executable, "-I", "-c", _MEASURE, json.dumps(cores(CLIENT)), *command]
+    done = subprocess.run(measuring, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    wall, cpu, peak = json.loads(done.stdout)
+    return Cost(wall, cpu, peak, received())
+
+
+def cores(which: int) -> list[int]:
+    """The cores for the server's or the client's side: one of two, half of more."""
+    ours = sorted(_ALL_CORES)
+    half = max(1, len(ours) // 2)
+    return ours[:half] if which == SERVER else ours[half:] or ours
+
+
+_ALL_CORES = os.sched_getaffinity(0)  # before anybody is pinned
+
+
+def pin_to_server_side() -> None:
+    """This process and the servers that it starts from now on."""
+    os.sched_setaffinity(0, cores(SERVER))
+
+
+def forget_pages(directory: Path) -> None:
+    """Takes the files of a directory out of the page cache, for a cold read. Needs no root, and leaves others'."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
