@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from packtrain.testing.fake_mlflow import Fake, fake_mlflow
 from packtrain.testing.mlflow_servers import MlflowServer, mlflow_server
@@ -19,7 +19,11 @@ from packtrain.testing.servers import S3Server, seaweedfs
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
 from packtrain.testing.volumes import juicefs
 
-settings.register_profile("fast", max_examples=25)  # of `make check`; `make test` has Hypothesis' own hundred
+# A law holds or it does not; how fast examples are made and run on a busy machine says nothing.
+settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of `make test`
+settings.register_profile("fast", settings.get_profile("full"), max_examples=25)  # of `make check`
+settings.load_profile("full")
+SHARED_FIXTURES = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)  # what a law suppresses that has some
 
 
 def first_fast(*values: object) -> list[object]:

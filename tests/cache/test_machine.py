@@ -364,9 +364,9 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
+TestCacheMachine.settings = settings(max_examples=8, stateful_step_count=30)
 
 
 @pytest.mark.slow
 def test_for_longer() -> None:
-    run_state_machine_as_test(CacheMachine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None))
+    run_state_machine_as_test(CacheMachine, settings=settings(max_examples=60, stateful_step_count=50))

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pytest
 
@@ -115,23 +116,27 @@ class Cli:
             *shape,
             *arguments,
         ]
-        server = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        try:
-            _wait_until_healthy(server, port)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            output, _ = server.communicate(timeout=120)
-            self.last_output = output.decode(errors="replace")
-        assert server.returncode == 0, self.last_output[-3000:]
+        with TemporaryFile() as output:  # not a pipe: nobody reads while it serves
+            server = subprocess.Popen(command, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                _wait_until_healthy(server, port, output)
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                server.terminate()
+                server.wait(timeout=300)
+            assert server.returncode == 0, _tail(output)
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], port: int) -> None:
+def _tail(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")[-3000:]
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], port: int, output: IO[bytes]) -> None:
     deadline = time.monotonic() + READY_WITHIN
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            output, _ = server.communicate()
-            pytest.fail(f"packtrain serve ended with {server.returncode}:\n{output.decode(errors='replace')[-3000:]}")
+            pytest.fail(f"packtrain serve ended with {server.returncode}:\n{_tail(output)}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 return

@@ -120,6 +120,12 @@ def fetch(
     return sink, told, clock
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that this machine leaves waiting for a second is not a source that stalls."""
+    monkeypatch.setattr("packtrain.flows.download.LATE", 600.0)
+
+
 def test_everything_arrives_and_is_counted_once(tmp_path: Path) -> None:
     source = Script()
     _, told, _ = fetch(tmp_path, source)
@@ -205,8 +211,9 @@ def test_a_source_without_the_file_is_left_for_the_next(tmp_path: Path, error: E
         fetch(tmp_path, Script("peer", lacks))
 
 
-def test_a_request_that_hangs_is_made_once_more(tmp_path: Path) -> None:
+def test_a_request_that_hangs_is_made_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it would write when it wakes up is not written."""
+    monkeypatch.setattr("packtrain.flows.download.LATE", 0.2)
 
     def hangs(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
         with script.lock:

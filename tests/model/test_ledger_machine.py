@@ -160,5 +160,5 @@ class Ledger(RuleBasedStateMachine):
         assert again.events == self.writer.log.events
 
 
-Ledger.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Ledger.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestLedger = Ledger.TestCase

@@ -101,7 +101,7 @@ ancestries = st.lists(
 NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)  # it would take minutes
 
 
-@settings(max_examples=100, phases=NO_SHRINKING, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, phases=NO_SHRINKING, suppress_health_check=list(HealthCheck))
 @given(ancestries)
 def test_any_ancestry_makes_a_picture_that_is_whole(ancestry: Ancestry) -> None:
     picture = svg.draw(ancestry)

@@ -32,7 +32,7 @@ class Cli:
     def run(self, *arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.home, **options}
         done = subprocess.run(
-            self.command(*arguments), env=self.environment, text=True, check=False, timeout=60, **options
+            self.command(*arguments), env=self.environment, text=True, check=False, timeout=300, **options
         )
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         assert not TRACEBACK.search(f"{done.stdout}{done.stderr}"), done.stderr

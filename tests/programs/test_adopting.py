@@ -118,7 +118,7 @@ def test_a_watch_is_ended_at_once(cli: Cli, number: signal.Signals, code: int) -
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packtrain import cli as program
@@ -21,7 +21,7 @@ from packtrain import errors
 from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_base
-from tests.conftest import Models
+from tests.conftest import SHARED_FIXTURES, Models
 from tests.programs.conftest import Cli
 
 
@@ -257,7 +257,7 @@ def nonsense(published: Cli) -> Iterator[None]:
     signal.signal(signal.SIGTERM, handler)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=SHARED_FIXTURES)
 @given(
     command=st.sampled_from(COMMANDS),
     words=st.lists(st.sampled_from(WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=8), max_size=5),

@@ -37,7 +37,7 @@ def store(wire: Relay, s3_environment: S3Server) -> Store:
     return store
 
 
-def get(wire: Relay, server: S3Server) -> tuple[int, dict[str, str], bytes]:
+def get(wire: Relay, server: S3Server, patience: float = 60.0) -> tuple[int, dict[str, str], bytes]:
     """One GET without the help of a client that knows better. Raises what breaks it."""
     signer = S3Store(
         server.bucket,
@@ -48,7 +48,7 @@ def get(wire: Relay, server: S3Server) -> tuple[int, dict[str, str], bytes]:
         client_options={"allow_http": True},
     )
     url = urlsplit(obstore.sign(signer, "GET", "through-a-relay/data", timedelta(minutes=5)))
-    connection = http.client.HTTPConnection(url.netloc, timeout=1)
+    connection = http.client.HTTPConnection(url.netloc, timeout=patience)
     try:
         connection.request("GET", f"{url.path}?{url.query}")
         response = connection.getresponse()
@@ -112,7 +112,7 @@ def test_a_body_that_breaks_off(wire: Relay, store: Store, s3: S3Server, fault: 
         Fault.LOST_ANSWER: http.client.RemoteDisconnected,
     }
     with pytest.raises(expected[fault]):
-        get(wire, s3)
+        get(wire, s3, patience=1.0 if fault is Fault.STALL else 60.0)
     assert get(wire, s3)[2] == DATA
 
 

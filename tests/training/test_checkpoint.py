@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import as_nobody
+from tests.conftest import SHARED_FIXTURES, as_nobody
 
 from packtrain.errors import LocalDiskError, NotFound, PacktrainError, Refused, UsageError
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
@@ -206,7 +206,7 @@ def test_json_without_end_is_not_read_to_its_end(merged):
     assert codes(merged) == {("json-invalid", "config.json")}
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=SHARED_FIXTURES)
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_as_config(merged, content):
     for name in ("config.json", "tokenizer_config.json"):

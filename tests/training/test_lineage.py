@@ -8,8 +8,9 @@ from hashlib import sha256
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import SHARED_FIXTURES
 
 from packtrain.errors import NotFound, UsageError
 from packtrain.model.digest import Digest
@@ -178,7 +179,7 @@ def test_numbers_that_are_none_are_dropped(adapter):
     assert (lineage.epochs, lineage.steps) == (None, None)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=SHARED_FIXTURES)
 @given(
     content=st.binary(max_size=80)
     | st.recursive(
@@ -236,7 +237,7 @@ def test_bad_yaml(write, text):
         read_config(write("config.yaml", text))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=SHARED_FIXTURES)
 @given(text=st.text(st.sampled_from("ab:[]{}&*!-?|>\n '\"#%,0.\t<=~"), max_size=40) | st.binary(max_size=40))
 def test_any_text_as_yaml(write, text):
     with suppress(UsageError):

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import SHARED_FIXTURES
 from tests.training import test_preflight
 
 from packtrain.client import Silent
@@ -485,7 +486,7 @@ DOCUMENTS = [
 ]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=SHARED_FIXTURES)
 @given(data=st.data(), value=ANY_JSON, which=st.sampled_from(DOCUMENTS))
 def test_any_value_in_a_document_is_a_finding_or_none(
     data: st.DataObject, value: Any, which: tuple[str, str, tuple[str, ...]], good: Path, tmp_path: Path

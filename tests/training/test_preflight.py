@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import SHARED_FIXTURES
 
 from packtrain.errors import NotFound
 from packtrain.model.finding import Finding
@@ -296,7 +297,7 @@ def test_headers_are_read_once(sharded, monkeypatch):
     assert sorted(read) == SHARDS
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=200, suppress_health_check=SHARED_FIXTURES)
 @given(
     header=st.binary(max_size=60)
     | st.recursive(
@@ -321,7 +322,7 @@ def test_any_bytes_as_weights(merged, header, lie, tail):
         str(finding).encode("utf-8")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=SHARED_FIXTURES)
 @given(
     index=st.recursive(
         st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(SHARDS),

@@ -26,7 +26,7 @@ from packtrain.errors import NotFound, Unavailable
 from packtrain.testing.ports import free_ports
 
 GRPC_OFFSET = 10_000  # weed serves gRPC on each of its ports plus this
-START_TIMEOUT = 60.0  # seconds
+START_TIMEOUT = 180.0  # seconds
 REGION = "us-east-1"
 
 

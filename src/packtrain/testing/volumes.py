@@ -13,7 +13,7 @@ from pathlib import Path
 from packtrain.errors import Unavailable
 from packtrain.testing.servers import program
 
-START_TIMEOUT = 60.0  # seconds
+START_TIMEOUT = 180.0  # seconds
 
 
 @contextmanager
