@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from packtrain.flows.watch import Happened
     from packtrain.model.ancestry import Ancestry
     from packtrain.model.comparison import Comparison
+    from packtrain.model.delta import Delta
     from packtrain.model.mirror import Policy
 
 
@@ -325,13 +326,19 @@ class Client:
 
         return trace(self._parts.store, self._parts.registry, Reference.parse(reference))
 
-    def compare(self, before: str, after: str, *, exact: bool = False) -> Comparison:
-        """What changed between two versions: training, data, files, tokenizer, tensors. Downloads no weights; with
-        ``exact``, the small tensors that cannot be told apart otherwise."""
+    def compare(self, before: str, after: str) -> Comparison:
+        """What changed between two versions: training, data, files, tokenizer, tensors. Downloads no weights."""
         from packtrain.flows.compare import compare
 
+        return compare(self._parts.store, self._parts.registry, Reference.parse(before), Reference.parse(after))
+
+    def diff(self, before: str, after: str, *, exact: bool = False) -> Delta:
+        """Which tensors changed, and what a node that has ``before`` gets for ``after``. Downloads no weights; with
+        ``exact``, the small tensors that cannot be told apart otherwise."""
+        from packtrain.flows.diff import diff
+
         references = Reference.parse(before), Reference.parse(after)
-        return compare(self._parts.store, self._parts.registry, *references, exact=exact)
+        return diff(self._parts.store, self._parts.registry, *references, exact=exact)
 
     def url(self, reference: str) -> str:
         """The immutable URL of a version's directory in the store."""
@@ -448,11 +455,17 @@ class Client:
 
         return pull(self._node(), wanted, to=_path(to), keep=keep)
 
-    def foresee(self, reference: str) -> Outlook:
-        """What a pull into the cache would link and copy from other snapshots, and fetch. Changes nothing."""
+    def foresee(self, reference: str, *, to: str | os.PathLike[str] | None = None) -> Outlook:
+        """What a pull into the cache, or ``to`` a folder, would link and copy from other snapshots, and fetch. Changes
+        nothing."""
         from packtrain.flows.pull import foresee
 
-        return foresee(self._node(), Reference.parse(reference))
+        if to is None and self.settings.pull == "in-place":
+            raise UsageError(
+                f"{reference} is used in place: nothing is copied or fetched",
+                hint="Give --no-in-place to hear what a copy would take.",
+            )
+        return foresee(self._node(), Reference.parse(reference), to=_path(to))
 
     def cached(self) -> Listing:
         """What is in the cache of this node, who holds it, and how much there may be."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from packtrain.model.comparison import FACTS, Change, Comparison, Side, compare
+from packtrain.model.delta import Stored
 from packtrain.model.digest import Digest
 from packtrain.model.lineage import Dataset, Lineage, Parent
 from packtrain.model.manifest import Manifest
@@ -24,7 +25,7 @@ def side(
         "llama", number, manifest.digest, Digest(hex_of(str(number))), "merged", 1, "2026-01-02T03:04:05.678Z", "ada"
     )
     contents = {name.replace("__", "."): json.dumps(value).encode() for name, value in documents.items()}
-    return Side(version, manifest, lineage, contents, {})
+    return Side(Stored(version, manifest, {}), lineage, contents)
 
 
 def of(before: Lineage | None, after: Lineage | None) -> Comparison:

@@ -19,6 +19,7 @@ from packtrain.model.tensors import (
     SAME,
     UNKNOWN,
     StoredTensor,
+    Tally,
     compare_tensors,
     decide,
     kind_of,
@@ -32,7 +33,12 @@ Content = dict[str, tuple[str, int]]  # tensor -> what it holds, and its bytes
 
 
 def stored(*shards: Content, chunk: int | None = None) -> dict[str, StoredTensor]:
-    """The tensors of a version whose contents are told by texts. ``chunk``: cut every so many bytes instead."""
+    """The tensors of a version whose contents are told by texts."""
+    return stored_tensors(*made(*shards, chunk=chunk))
+
+
+def made(*shards: Content, chunk: int | None = None) -> tuple[Manifest, dict[str, Header]]:
+    """The manifest and the headers of such a version. ``chunk``: cut every so many bytes instead."""
     entries: list[FileEntry] = []
     headers: dict[str, Header] = {}
     for number, content in enumerate(shards, start=1):
@@ -52,8 +58,9 @@ def stored(*shards: Content, chunk: int | None = None) -> dict[str, StoredTensor
         for length in lengths:
             chunks.append(Chunk(length, _digest(head, headers[path], content, start, start + length)))
             start += length
-        entries.append(FileEntry(path, start, "0" * 64, tuple(chunks)))
-    return stored_tensors(Manifest.of("merged", entries), headers)
+        sha256 = hashlib.sha256(repr((head, content)).encode()).hexdigest()
+        entries.append(FileEntry(path, start, sha256, tuple(chunks)))
+    return Manifest.of("merged", entries), headers
 
 
 def _digest(head: bytes, header: Header, content: Content, start: int, end: int) -> str:
@@ -164,6 +171,8 @@ def test_a_name_that_two_files_have() -> None:
         ("transformer.h.2.attn.c_attn.weight", "transformer.h.2", "c_attn"),
         ("visual.blocks.4.attn.qkv.weight", "visual.blocks.4", "qkv"),
         ("weight", "", "weight"),
+        ("model.layers.².q_proj.weight", "", "q_proj"),
+        ("h." + "9" * 5000, "", "9" * 5000),
         ("", "", ""),
     ],
 )
@@ -181,11 +190,23 @@ def test_counted_by_kind_in_the_order_of_layers() -> None:
     assert (kinds["q"].tensors[CHANGED], kinds["q"].bytes[CHANGED]) == (1, 2 * MIB)
     assert (kinds["q"].tensors[SAME], kinds["k"].tensors[SAME], kinds["k"].tensors[CHANGED]) == (2, 3, 0)
     assert list(tally(changes, layer_of)) == ["layers.1", "layers.2", "layers.10"]
-    assert tally(changes)[""].bytes[SAME] == 10 * MIB
+    [every] = tally(changes, lambda _: "").values()
+    assert every.bytes[SAME] == 10 * MIB and every.size == 12 * MIB
+    assert sum(tally(changes, layer_of).values(), Tally()) == every
 
 
 def test_the_order_of_layers_is_total() -> None:
-    names = ["model.layers.10.x", "model.layers.9.x", "model.norm", "lm_head", "a.1", "1.a", "model.layers.9"]
+    names = [
+        "model.layers.10.x",
+        "model.layers.9.x",
+        "model.norm",
+        "lm_head",
+        "a.1",
+        "1.a",
+        "model.layers.9",
+        "x.²",
+        "1" * 5000,
+    ]
     content: Content = dict.fromkeys(names, ("c", 1))
     ordered = [change.name for change in compare_tensors(stored(content), stored(content))]
     assert sorted(ordered) == sorted(names)

@@ -154,17 +154,60 @@ def test_two_versions_compared(cli: Cli, models: Models, tmp_path: Path) -> None
     assert "unknown of both: base model, base payload, template, " in shown
     assert "METRICS: nothing known differs" in shown and "DATASETS: unknown" in shown
     assert "TOKENIZER      the same" in shown
-    assert "--exact reads them" in shown
-    exact = cli.out("compare", "llama/1", "llama/2", "--exact")
-    assert re.search(r"^q_proj +- +2 \(65\.5 kB\)$", exact, re.MULTILINE)
-    assert re.search(r"^o_proj +2 \(65\.5 kB\) +-$", exact, re.MULTILINE)
-    assert "model.layers.0-1, each" in exact
-    assert "UNKNOWN" not in exact
+    assert re.search(r"^TENSORS +differ\nsame +\d+ .*\nunknown +\d+ \(.* kB\): .*q_proj", shown, re.MULTILINE)
     same = cli.out("compare", "llama/1", "llama/1")
     assert "Both hold the same exported bytes." in same
-    document = cli.json("compare", "llama/1", "llama/2", "--exact")
+    assert "TENSORS  the same" in same
+    document = cli.json("compare", "llama/1", "llama/2")
+    assert "q_proj" in document["tensors"]["unknown"]["kinds"]
+
+
+def test_what_a_node_gets(published: Cli) -> None:
+    shown = published.out("diff", "llama/1", "llama/2")
+    assert shown.startswith("llama/1 -> llama/2\n\nTENSORS ")
+    assert "--exact reads" in shown
+    exact = published.out("diff", "llama/1", "llama/2", "--exact")
+    assert re.search(r"^model\.layers 0-1 +0$", exact, re.MULTILINE)
+    assert re.search(r"^  q_proj +██ +2 changed +65\.5 kB +65\.5 kB$", exact, re.MULTILINE)
+    assert re.search(r"^  down_proj +(·|█)+ +2 same +196\.6 kB", exact, re.MULTILINE)
+    assert re.search(r"^2 safetensors headers? ", exact, re.MULTILINE)
+    assert "unknown" not in exact
+    document = published.json("diff", "llama/1", "llama/2", "--exact")
     assert document["tensors"]["kinds"]["q_proj"]["changed"]["tensors"] == 2
     assert {each["state"] for each in document["tensors"]["differing"]} == {"changed"}
+    assert shape(document) == shape(documented("diff"))
+    assert shape(document["transfer"]) == shape(documented("diff")["transfer"])
+    itself = published.out("diff", "llama/1", "llama/1")
+    assert itself.endswith("They are the same version: a node that has one has the other.\n")
+
+
+def test_what_a_node_gets_is_what_it_then_fetches(published: Cli, tmp_path: Path) -> None:
+    node = Cli(tmp_path, published.environment | {"PACKTRAIN_CACHE_DIR": str(tmp_path / "cache")})
+    node.run("pull", "llama/1")
+    transfer = node.json("diff", "llama/1", "llama/2")["transfer"]
+    dry = node.json("pull", "llama/2", "--dry-run")
+    assert dry["to_fetch"] + dry["manifest"] == transfer["all"]["fetched"]
+    assert (dry["chunks"], dry["requests"]) == (transfer["chunks"], transfer["requests"])
+    snapshot = node.json("pull", "llama/2")
+    assert snapshot["fetched"] + dry["manifest"] == transfer["all"]["fetched"]
+    assert snapshot["copied"] == transfer["all"]["copied"]
+    assert snapshot["linked"] == transfer["all"]["linked"]
+    assert re.search(r"^fetched +nothing$", node.out("pull", "llama/2", "--dry-run"), re.MULTILINE)
+    mine = node.json("pull", "llama/2", "--to", tmp_path / "mine", "--dry-run")
+    assert (mine["here"], mine["to_fetch"]) == (0, 0)
+    assert sum(each["linked"] for each in mine["snapshots"]) == 0, "a folder of the user's own shares nothing"
+    node.run("pull", "llama/2", "--to", tmp_path / "mine")
+    assert node.json("pull", "llama/2", "--to", tmp_path / "mine", "--dry-run")["here"] == snapshot["size"]
+    refused = node.run("pull", "llama/2", "--in-place", "--dry-run", code=2)
+    assert "nothing is copied" in refused.stderr and "--no-in-place" in refused.stderr
+
+
+def test_what_a_node_gets_as_a_picture(published: Cli, tmp_path: Path) -> None:
+    done = published.run("diff", "llama/1", "llama/2", "--svg", tmp_path / "delta.svg")
+    assert f"drawn: {tmp_path / 'delta.svg'}" in done.stderr
+    assert "<title>model.layers.1 q_proj: " in (tmp_path / "delta.svg").read_text()
+    failed = published.run("diff", "llama/1", "llama/2", "--svg", tmp_path / "nowhere" / "delta.svg", code=8)
+    assert "cannot write" in failed.stderr and failed.stdout == ""
 
 
 def test_nothing_that_others_wrote_reaches_the_terminal_raw(cli: Cli, models: Models) -> None:
@@ -229,6 +272,7 @@ def test_a_check_of_an_adapter_asks_for_its_base(cli: Cli, models: Models) -> No
         ("show", ["llama/1"]),
         ("lineage", ["llama@production"]),
         ("compare", ["llama/1", "llama/2"]),
+        ("diff", ["llama/1", "llama/2"]),
         ("history", ["llama"]),
         ("verify", []),
     ],

@@ -15,7 +15,7 @@ Locks are taken in this order: a pin, the download's, the room's. Whoever has th
 """
 
 from packtrain.cache.locks import Pin
-from packtrain.cache.partial import Partial
+from packtrain.cache.partial import Partial, finished_chunks
 from packtrain.cache.snapshots import Cache, Cleared, Contents, Naming
 
-__all__ = ["Cache", "Cleared", "Contents", "Naming", "Partial", "Pin"]
+__all__ = ["Cache", "Cleared", "Contents", "Naming", "Partial", "Pin", "finished_chunks"]

@@ -14,6 +14,15 @@ reference = click.argument(
     shell_complete=completing.references,
     help="NAME (its newest), NAME@alias, NAME/3, NAME@sha256:...",
 )
+before = click.argument(
+    "before", metavar="BEFORE", shell_complete=completing.references, help="A reference, as for the other commands."
+)
+after = click.argument(
+    "after", metavar="AFTER", shell_complete=completing.references, help="Another one, of the same model or of another."
+)
+svg = click.option(
+    "--svg", metavar="FILE", type=Path, shell_complete=completing.file, help="Also draw it, into this file."
+)
 model = click.argument("name", metavar="NAME", shell_complete=completing.models, help="A registered model.")
 any_model = click.argument(
     "name",

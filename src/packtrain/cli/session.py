@@ -11,9 +11,11 @@ import click
 from packtrain.cli import completing
 from packtrain.cli.helptext import Setting
 from packtrain.cli.terminal import answer, say
-from packtrain.errors import UsageError
+from packtrain.errors import UsageError, disk_error
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from packtrain.client import Client
 
 Result = TypeVar("Result")
@@ -116,6 +118,14 @@ class Session:
             answer(json.dumps(document(result)))
         else:
             answer(text(result))
+
+    def draw(self, path: Path, picture: str) -> None:
+        """A picture, into a file of the user's."""
+        try:
+            path.write_text(picture, encoding="utf-8")
+        except OSError as error:
+            raise disk_error(error, f"cannot write {path}") from error
+        self.note(f"drawn: {path}")
 
     def note(self, line: str) -> None:
         """What people may want to know next, on stderr. Programs do not."""

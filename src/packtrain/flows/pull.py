@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from packtrain.cache import Cache, Partial, Pin
+from packtrain.cache import Cache, Partial, Pin, finished_chunks
 from packtrain.errors import (
     IntegrityError,
     LocalDiskError,
@@ -19,12 +19,13 @@ from packtrain.errors import (
 from packtrain.flows import integrity
 from packtrain.flows.download import Limits, StoreSource, download
 from packtrain.flows.naming import namer
-from packtrain.flows.reuse import Borrowed, Share, borrowing, copy_chunks, recheck, shares
+from packtrain.flows.reuse import Borrowed, borrowing, copy_chunks, recheck
 from packtrain.model.amount import size
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import Log
 from packtrain.model.manifest import FILE_NAME, Manifest, refuse_unsafe
 from packtrain.model.reference import Reference
+from packtrain.model.sourcing import AtHand, Plan, Share
 from packtrain.model.version import ModelVersion, how_to_mend
 from packtrain.ports import Clock, Registry, Reporter, Store
 
@@ -118,32 +119,41 @@ def hold(node: Node, version: ModelVersion) -> tuple[Snapshot, Pin]:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a pull would do, in bytes: ``here`` is here already (a snapshot, or of an interrupted download); what
-    snapshots of this node give, by what people call them; and what would be fetched."""
+    """What a pull would do. In bytes: ``here`` is here already (a snapshot, or of an interrupted download); what
+    snapshots of this node give, by what people call them; and what would be fetched, the ``manifest`` besides."""
 
     version: ModelVersion
     here: int
     shares: tuple[tuple[str, Share], ...]
     fetched: int
+    chunks: int
+    requests: int
+    manifest: int
 
 
-def foresee(node: Node, reference: Reference) -> Outlook:
-    """What a pull of a version into the cache would link, copy and fetch. Changes nothing."""
+def foresee(node: Node, reference: Reference, *, to: Path | None = None) -> Outlook:
+    """What a pull of a version, into the cache or ``to`` a directory, would link, copy and fetch. Changes nothing."""
     version = resolve(node.registry, reference, node.reporter)
-    if node.cache.holds(version.digest):
-        return Outlook(version, version.size, (), 0)
+    if node.cache.holds(version.digest) if to is None else _holds(to, version):
+        return Outlook(version, version.size, (), 0, 0, 0, 0)
     manifest = read_manifest(node.store, version)
-    finished = node.cache.begun(version.digest, manifest)
     with borrowing(node.cache, manifest) as borrowed:
-        found = shares(borrowed.at_hand, manifest, finished)
-    lengths = [chunk.length for file in manifest.files for chunk in file.chunks]
-    here = sum(lengths[index] for index in finished)
+        at_hand = borrowed.at_hand
+        if to is None:
+            finished = node.cache.begun(version.digest, manifest)
+        else:
+            at_hand = AtHand({}, at_hand.chunks)
+            finished = finished_chunks(_beside(to.absolute(), version), manifest, node.cache.boot)
+        plan = Plan.of(manifest, at_hand, finished)
     name_of = namer(node.registry)
     return Outlook(
         version,
-        here,
-        tuple((name_of(share.snapshot), share) for share in found),
-        manifest.size - here - sum(share.linked + share.copied for share in found),
+        plan.here,
+        tuple((name_of(share.snapshot), share) for share in plan.shares),
+        plan.ways.fetched,
+        plan.chunks,
+        plan.requests,
+        len(manifest.encode()),
     )
 
 
@@ -236,12 +246,16 @@ def _pull_to(node: Node, version: ModelVersion, target: Path) -> Snapshot:
                 )
             integrity.check_directory(target, manifest, node.reporter)
             return Snapshot(target, version, 0)
-        beside = target.parent / f".{target.name}.{version.digest.short}.partial"
         with borrowing(node.cache, manifest) as borrowed:  # copies alone: these files may be written to
-            partial = Partial(beside, manifest, node.cache.boot)
+            partial = Partial(_beside(target, version), manifest, node.cache.boot)
             copied, fetched = _complete(node, version, manifest, borrowed, partial)
         partial.publish_as(target)
         return Snapshot(target, version, fetched, copied=copied)
+
+
+def _beside(target: Path, version: ModelVersion) -> Path:
+    """Where a directory of the user's own is completed."""
+    return target.parent / f".{target.name}.{version.digest.short}.partial"
 
 
 def _is_occupied(target: Path) -> bool:

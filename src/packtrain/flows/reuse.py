@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,15 +22,6 @@ from packtrain.ports import Reporter
 THREADS = 4
 _STEP = 16 << 20  # bytes copied in one call
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a copy fails for these where it is written, not where it is read
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a snapshot gives, in bytes."""
-
-    snapshot: Digest
-    linked: int
-    copied: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,25 +139,6 @@ def _move(source: int, start: int, target: int, position: int, count: int) -> in
     if not moved:
         raise OSError(errno.EIO, "it is shorter than it was")
     return moved
-
-
-def shares(at_hand: AtHand, manifest: Manifest, finished: set[int]) -> list[Share]:
-    """What each snapshot that helps would give a version of which the chunks ``finished`` are here already.
-
-    Takes from ``finished`` those of files that would become links.
-    """
-    linked, copied = Counter[Digest](), Counter[Digest]()
-    done: set[int] = set()
-    first = 0
-    for file in manifest.files:
-        chunks = range(first, first := first + len(file.chunks))
-        if (place := at_hand.files.get(file.path)) is not None and not finished.issuperset(chunks):
-            linked[place.snapshot] += file.size
-            done.update(chunks)
-    finished -= done
-    for copy in at_hand.copies(manifest, finished | done):
-        copied[copy.place.snapshot] += copy.run.length
-    return [Share(digest, linked[digest], copied[digest]) for digest in sorted({*linked, *copied})]
 
 
 def _pread(descriptor: int, length: int, position: int) -> bytes:

@@ -8,19 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packtrain.model.delta import Delta, FileChange, Stored, between
 from packtrain.model.lineage import Dataset, Lineage
 from packtrain.model.manifest import FileEntry, Manifest
-from packtrain.model.safetensors import Header
-from packtrain.model.tensors import (
-    ADDED,
-    CHANGED,
-    REMOVED,
-    SAME,
-    UNKNOWN,
-    TensorChange,
-    compare_tensors,
-    stored_tensors,
-)
+from packtrain.model.tensors import ADDED, CHANGED, REMOVED, SAME, UNKNOWN
 from packtrain.model.tokenizer import DOCUMENTS, chat_template, is_tokenizer_file, vocabulary_size
 from packtrain.model.version import ModelVersion
 
@@ -30,13 +21,11 @@ CONFIGS = ("config.json", "generation_config.json", "adapter_config.json")
 @dataclass(frozen=True, slots=True)
 class Side:
     """Everything of one version that is compared. ``documents`` holds those of `CONFIGS` and of the tokenizer's
-    `DOCUMENTS` that are there, ``headers`` that of every safetensors file."""
+    `DOCUMENTS` that are there."""
 
-    version: ModelVersion
-    manifest: Manifest
+    stored: Stored
     lineage: Lineage | None
     documents: Mapping[str, bytes]
-    headers: Mapping[str, Header]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +35,6 @@ class Change:
     name: str
     before: Any
     after: Any
-
-
-@dataclass(frozen=True, slots=True)
-class FileChange:
-    """A file that differs; sizes in bytes, None where it is not there."""
-
-    path: str
-    state: str
-    before: int | None
-    after: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +63,10 @@ class TokenizerChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Only what differs is listed, but of datasets and tensors: all. ``unknown`` names the facts that neither side
-    knows; a parameter beyond the `FACTS` that one side lacks was not set there, if ``settings_known`` says so of it."""
+    """Only what differs is listed, but of datasets: all. ``unknown`` names the facts that neither side knows; a
+    parameter beyond the `FACTS` that one side lacks was not set there, if ``settings_known`` says so of it."""
 
-    before: ModelVersion
-    after: ModelVersion
+    delta: Delta
     parameters: tuple[Change, ...]
     settings_known: tuple[bool, bool]
     metrics: tuple[Change, ...]
@@ -96,8 +74,18 @@ class Comparison:
     datasets: tuple[DatasetChange, ...]
     config: tuple[Change, ...]
     tokenizer: TokenizerChange
-    files: tuple[FileChange, ...]
-    tensors: tuple[TensorChange, ...]
+
+    @property
+    def before(self) -> ModelVersion:
+        return self.delta.before
+
+    @property
+    def after(self) -> ModelVersion:
+        return self.delta.after
+
+    @property
+    def files(self) -> tuple[FileChange, ...]:
+        return tuple(file for file in self.delta.files if file.state != SAME)
 
     @property
     def same_payload(self) -> bool:
@@ -109,10 +97,9 @@ def compare(before: Side, after: Side) -> Comparison:
     """Both versions are complete, so what a header or a manifest lacks is not there; a lineage may not know."""
     was, now = before.lineage or Lineage(), after.lineage or Lineage()
     facts_before, facts_after = dict(_facts(was)), dict(_facts(now))
-    files = tuple(_files(before.manifest, after.manifest))
+    delta = between(before.stored, after.stored)
     return Comparison(
-        before=before.version,
-        after=after.version,
+        delta=delta,
         parameters=_changes({**facts_before, **_settings(was)}, {**facts_after, **_settings(now)}),
         settings_known=(bool(was.hyperparameters), bool(now.hyperparameters)),
         metrics=_changes(was.metrics, now.metrics),
@@ -122,11 +109,7 @@ def compare(before: Side, after: Side) -> Comparison:
             *_datasets("evaluation", was.eval_datasets, now.eval_datasets),
         ),
         config=_changes(_configs(before.documents), _configs(after.documents)),
-        tokenizer=_tokenizer(files, before.documents, after.documents),
-        files=files,
-        tensors=compare_tensors(
-            stored_tensors(before.manifest, before.headers), stored_tensors(after.manifest, after.headers)
-        ),
+        tokenizer=_tokenizer(delta.files, before.documents, after.documents),
     )
 
 
@@ -188,18 +171,6 @@ def _dataset_state(before: Dataset | None, after: Dataset | None) -> str:
     return SAME if before.files and after.files else UNKNOWN
 
 
-def _files(before: Manifest, after: Manifest) -> Iterator[FileChange]:
-    was, now = ({file.path: file for file in manifest.files} for manifest in (before, after))
-    for path in sorted(was.keys() | now.keys()):
-        old, new = was.get(path), now.get(path)
-        if old is None or new is None or old.sha256 != new.sha256:
-            yield FileChange(path, _file_state(old, new), old.size if old else None, new.size if new else None)
-
-
-def _file_state(old: FileEntry | None, new: FileEntry | None) -> str:
-    return ADDED if old is None else REMOVED if new is None else CHANGED
-
-
 def _configs(documents: Mapping[str, bytes]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in CONFIGS:
@@ -226,7 +197,7 @@ def _tokenizer(
     templates = [chat_template(documents) for documents in (before, after)]
     was, now = (hashlib.sha256(text.encode()).hexdigest() if text is not None else None for text in templates)
     return TokenizerChange(
-        files=tuple(file for file in files if is_tokenizer_file(file.path)),
+        files=tuple(file for file in files if file.state != SAME and is_tokenizer_file(file.path)),
         vocabulary=Change("vocabulary", vocabulary_size(before), vocabulary_size(after)),
         chat_template=Change("chat template", was, now),
     )

@@ -6,11 +6,13 @@ before it, in a re-sharded export and in the base model.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from packtrain.model.digest import Digest
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.pacing import LONGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +155,122 @@ def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]
                 start += chunk.length
         first += len(file.chunks)
     return AtHand(files, chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How bytes come to a node: ``linked`` in whole files, ``copied`` from other snapshots, ``fetched``."""
+
+    linked: int = 0
+    copied: int = 0
+    fetched: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.linked + self.copied + self.fetched
+
+    def __add__(self, other: Ways) -> Ways:
+        return Ways(self.linked + other.linked, self.copied + other.copied, self.fetched + other.fetched)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a snapshot gives, in bytes."""
+
+    snapshot: Digest
+    linked: int
+    copied: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What it takes to complete a version. The chunks ``finished`` are here; whole files become ``links``; of the
+    others, the chunks ``at_hand`` are copied and the ``runs`` fetched."""
+
+    manifest: Manifest
+    at_hand: AtHand
+    finished: frozenset[int]
+    links: frozenset[str]
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, at_hand: AtHand, finished: Set[int] = frozenset()) -> Plan:
+        """A file of which anything is missing becomes a link if it can, whatever of it is finished."""
+        links: set[str] = set()
+        linked: set[int] = set()
+        first = 0
+        for file in manifest.files:
+            chunks = range(first, first := first + len(file.chunks))
+            if file.path in at_hand.files and any(index not in finished for index in chunks):
+                links.add(file.path)
+                linked.update(chunks)
+        here = frozenset(finished - linked)
+        runs = missing_runs(manifest, here | linked | at_hand.chunks.keys())
+        return cls(manifest, at_hand, here, frozenset(links), tuple(runs))
+
+    @property
+    def here(self) -> int:
+        """Bytes of what is finished."""
+        lengths = [chunk.length for file in self.manifest.files for chunk in file.chunks]
+        return sum(lengths[index] for index in self.finished)
+
+    @property
+    def chunks(self) -> int:
+        """How many are fetched."""
+        return sum(run.end - run.begin for run in self.runs)
+
+    @property
+    def requests(self) -> int:
+        """How many it takes to fetch them, at least; a wire that likes shorter ones gets more."""
+        count = 0
+        for run in self.runs:
+            rest: Run | None = run
+            while rest is not None:
+                _, rest = rest.split(LONGEST)
+                count += 1
+        return count
+
+    @property
+    def shares(self) -> list[Share]:
+        """What each snapshot gives."""
+        linked, copied = Counter[Digest](), Counter[Digest]()
+        done = set(self.finished)
+        first = 0
+        for file in self.manifest.files:
+            chunks = range(first, first := first + len(file.chunks))
+            if file.path in self.links:
+                linked[self.at_hand.files[file.path].snapshot] += file.size
+                done.update(chunks)
+        for copy in self.at_hand.copies(self.manifest, done):
+            copied[copy.place.snapshot] += copy.run.length
+        return [Share(digest, linked[digest], copied[digest]) for digest in sorted({*linked, *copied})]
+
+    @property
+    def ways(self) -> Ways:
+        """Of all of it."""
+        total = Ways()
+        first = 0
+        for file in self.manifest.files:
+            total += self.ways_of(file, first, 0, file.size)
+            first += len(file.chunks)
+        return total
+
+    def ways_of(self, file: FileEntry, first: int, start: int, end: int, *, begin: int = 0, at: int = 0) -> Ways:
+        """Of the bytes ``[start, end)`` of a file, whose chunks are numbered from ``first`` on among all. Looks from
+        its chunk ``begin`` on, which starts at byte ``at``."""
+        if file.path in self.links:
+            return Ways(linked=end - start)
+        copied = fetched = 0
+        for index in range(begin, len(file.chunks)):
+            if at >= end:
+                break
+            length = file.chunks[index].length
+            part = min(at + length, end) - max(at, start)
+            at += length
+            if part <= 0 or first + index in self.finished:
+                continue
+            if first + index in self.at_hand.chunks:
+                copied += part
+            else:
+                fetched += part
+        return Ways(copied=copied, fetched=fetched)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import TypeVar
 
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
 from packtrain.model.safetensors import Header, Tensor
+from packtrain.model.sourcing import Ways
+
+Key = TypeVar("Key", bound=Hashable)
 
 SAME, CHANGED, ADDED, REMOVED, UNKNOWN = STATES = ("same", "changed", "added", "removed", "unknown")
 
@@ -56,12 +60,14 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """One tensor in two versions: its ``state``, and what it was and is (None: it is not there)."""
+    """One tensor in two versions: its ``state``, what it was and is (None: it is not there), and in which ``ways`` a
+    node that has the one gets the other."""
 
     name: str
     state: str
     before: StoredTensor | None
     after: StoredTensor | None
+    ways: Ways = field(default_factory=Ways)
 
     @property
     def size(self) -> int:
@@ -71,10 +77,29 @@ class TensorChange:
 
 @dataclass(slots=True)
 class Tally:
-    """How many tensors are in each state, and their bytes."""
+    """How many tensors are in each state, their bytes, and in which ways they come."""
 
     tensors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
     bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
+    ways: Ways = field(default_factory=Ways)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the version after."""
+        return sum(count for state, count in self.bytes.items() if state != REMOVED)
+
+    def count(self, change: TensorChange) -> None:
+        """One more."""
+        self.tensors[change.state] += 1
+        self.bytes[change.state] += change.size
+        self.ways += change.ways
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            {state: self.tensors[state] + other.tensors[state] for state in STATES},
+            {state: self.bytes[state] + other.bytes[state] for state in STATES},
+            self.ways + other.ways,
+        )
 
 
 def stored_tensors(manifest: Manifest, headers: Mapping[str, Header]) -> dict[str, StoredTensor]:
@@ -140,29 +165,31 @@ def decide(
 def layer_of(name: str) -> str:
     """What a tensor's layer is called, as far as its first number: ``model.layers.12``; empty outside of layers."""
     parts = name.removeprefix("base_model.model.").split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    number = next((index for index, part in enumerate(parts) if _is_number(part)), None)
     return "" if number is None else ".".join(parts[: number + 1])
 
 
 def kind_of(name: str) -> str:
     """The module that a tensor belongs to, whatever its layer and expert: ``q_proj``, ``embed_tokens``."""
     parts = name.partition(" ")[0].split(".")
-    while len(parts) > 1 and (_LEAVES.fullmatch(parts[-1]) or parts[-1].isdigit()):
+    while len(parts) > 1 and (_LEAVES.fullmatch(parts[-1]) or _is_number(parts[-1])):
         parts.pop()
     return parts[-1]
 
 
-def tally(changes: Iterable[TensorChange], key: Callable[[str], str] = lambda _: "") -> dict[str, Tally]:
-    """The changes counted by what ``key`` makes of their names (`layer_of`, `kind_of`; all in one without it), in
-    the order in which they come."""
-    found: dict[str, Tally] = {}
+def tally(changes: Iterable[TensorChange], key: Callable[[str], Key]) -> dict[Key, Tally]:
+    """The changes counted by what ``key`` makes of their names (`layer_of`, `kind_of`), in the order in which they
+    come."""
+    found: dict[Key, Tally] = {}
     for change in changes:
-        group = found.setdefault(key(change.name), Tally())
-        group.tensors[change.state] += 1
-        group.bytes[change.state] += change.size
+        found.setdefault(key(change.name), Tally()).count(change)
     return found
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Layer 2 comes before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    return [(int(part), "") if _is_number(part) else (-1, part) for part in name.split(".")]
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < 10  # not a superscript, nor 5000 digits

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import quoteattr
 
 from packtrain.model.ancestry import Ancestry, Generation
 from packtrain.model.lineage import Curve, Lineage, thin
 from packtrain.pictures import words
+from packtrain.pictures.text import cut, printable, xml
 from packtrain.pictures.words import Label
 
 # Pixels.
@@ -73,7 +73,7 @@ class Box:
         """The label's lines, wrapped to the width."""
         columns = int((self.width - 2 * PADDING) / CHARACTER)
         if self.width <= CELL:
-            return [_cut(line, columns) for line in self.label.lines]
+            return [cut(line, columns) for line in self.label.lines]
         return [part for line in self.label.lines for part in _wrap(line, columns)]
 
     @property
@@ -91,15 +91,15 @@ class Box:
     def draw(self) -> Iterator[str]:
         columns = int((self.width - 2 * PADDING) / (CHARACTER * 1.07))
         whole = "\n".join((self.label.title, *self.label.lines))
-        yield f"<g><title>{_text(whole)}</title>"
+        yield f"<g><title>{xml(whole)}</title>"
         yield (
             f'<rect class="box {self.kind}" x="{self.x:g}" y="{self.y:g}" width="{self.width:g}" '
             f'height="{self.height:g}" rx="6"/>'
         )
         left, top = self.x + PADDING, self.y + PADDING + 11
-        yield f'<text class="title" x="{left:g}" y="{top:g}">{_text(_cut(self.label.title, columns))}</text>'
+        yield f'<text class="title" x="{left:g}" y="{top:g}">{xml(cut(self.label.title, columns))}</text>'
         for number, line in enumerate(self.lines, start=1):
-            yield f'<text class="muted" x="{left:g}" y="{top + LINE * number:g}">{_text(line)}</text>'
+            yield f'<text class="muted" x="{left:g}" y="{top + LINE * number:g}">{xml(line)}</text>'
         yield "</g>"
 
 
@@ -118,11 +118,11 @@ def draw(ancestry: Ancestry) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:g}" '
-            f'viewBox="0 0 {width} {height:g}" role="img" aria-label={quoteattr(_printable(heading))}>',
-            f"<title>{_text(heading)}</title>",
+            f'viewBox="0 0 {width} {height:g}" role="img" aria-label={quoteattr(printable(heading))}>',
+            f"<title>{xml(heading)}</title>",
             f"<style>{_STYLE}\n</style>",
             f'<rect class="ground" width="{width}" height="{height:g}"/>',
-            f'<text class="heading" x="{MARGIN}" y="{MARGIN + 16}">{_text(heading)}</text>',
+            f'<text class="heading" x="{MARGIN}" y="{MARGIN + 16}">{xml(heading)}</text>',
             *arrows,
             *(line for box in boxes for line in box.draw()),
             *plots,
@@ -298,7 +298,7 @@ def _legend(curves: dict[str, Curve], x: float, y: float) -> Iterator[str]:
             yield f'<text class="muted" x="{x:g}" y="{y:g}">…</text>'
             return
         yield f'<circle class="p{number % _COLOURS}" cx="{x + 4:g}" cy="{y - 4:g}" r="4"/>'
-        yield f'<text x="{x + 14:g}" y="{y:g}">{_text(label)}</text>'
+        yield f'<text x="{x + 14:g}" y="{y:g}">{xml(label)}</text>'
         x += 14 + (len(label) + 2) * CHARACTER
 
 
@@ -325,29 +325,4 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _wrap(text: str, columns: int) -> list[str]:
-    return textwrap.wrap(_printable(text), columns, break_on_hyphens=False) or [""]
-
-
-def _cut(text: str, columns: int) -> str:
-    """At most so many columns: paths and names keep their end, which tells them apart."""
-    text = _printable(text)
-    if _columns(text) <= columns:
-        return text
-    head = text[: columns // 3]
-    tail = text[-(columns - len(head) - 1) :]
-    while _columns(f"{head}…{tail}") > columns and tail:
-        tail = tail[1:]
-    return f"{head}…{tail}"
-
-
-def _columns(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _text(text: str) -> str:
-    return escape("\n".join(map(_printable, text.split("\n"))))
-
-
-def _printable(text: str) -> str:
-    """Control characters cannot stand in XML, and those that turn the direction of writing must not in a picture."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+    return textwrap.wrap(printable(text), columns, break_on_hyphens=False) or [""]

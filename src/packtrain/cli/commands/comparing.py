@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from packtrain.cli import completing, documents
+from packtrain.cli import documents, options
 from packtrain.cli.helptext import LOOK, command
 from packtrain.cli.session import Session, takes
 from packtrain.cli.text import NONE, UNKNOWN, card, number, of_the_machine, pairs, table
 from packtrain.model.amount import size
 
 if TYPE_CHECKING:
-    from packtrain.model.comparison import Change, Comparison, FileChange
+    from packtrain.model.comparison import Change, Comparison
+    from packtrain.model.delta import Delta, FileChange
     from packtrain.model.lineage import Dataset
-    from packtrain.model.tensors import Tally
 
 
 @command(panel=LOOK, epilog="packtrain compare llama-finetuned/2 llama-finetuned/3")
-@click.argument(
-    "before", metavar="BEFORE", shell_complete=completing.references, help="A reference, as for the other commands."
-)
-@click.argument(
-    "after", metavar="AFTER", shell_complete=completing.references, help="Another one, of the same model or of another."
-)
-@click.option("--exact", is_flag=True, help="Also read the small tensors that cannot be told apart by digests.")
+@options.before
+@options.after
 @takes()
-def compare(session: Session, before: str, after: str, exact: bool) -> None:
+def compare(session: Session, before: str, after: str) -> None:
     """Show what changed between two versions.
 
-    Training parameters, metrics, datasets, configuration, tokenizer and tensors. Tensors are compared by the digests
-    in the manifests: no weights are downloaded.
+    Training parameters, metrics, datasets, configuration, tokenizer and weights; packtrain diff shows these layer by
+    layer. No weights are downloaded.
     """
-    session.print(session.client.compare(before, after, exact=exact), text=text, document=document)
+    session.print(session.client.compare(before, after), text=text, document=document)
 
 
 def text(comparison: Comparison) -> str:
@@ -49,7 +41,7 @@ def text(comparison: Comparison) -> str:
         _datasets(comparison),
         _changes("CONFIGURATION", comparison, comparison.config, "not set"),
         _tokenizer(comparison),
-        *_tensors(comparison),
+        _tensors(comparison.delta),
     ]
     return "\n\n".join(blocks)
 
@@ -124,39 +116,19 @@ def _file(file: FileChange) -> str:
     return f"{file.state} ({' -> '.join(sizes)})"
 
 
-def _tensors(comparison: Comparison) -> Iterator[str]:
-    from packtrain.model.tensors import UNKNOWN as UNDECIDED
-    from packtrain.model.tensors import kind_of, layer_of, tally
+def _tensors(delta: Delta) -> str:
+    """Which kinds differ."""
+    from packtrain.model.tensors import SAME, kind_of, tally
 
-    total = tally(comparison.tensors).get("")
-    if total is None:
-        yield "TENSORS: none"
-        return
-    states = [state for state, count in total.tensors.items() if count]
-    kinds = dict(sorted(tally(comparison.tensors, kind_of).items()))
-    layers = {layer or "(outside of layers)": each for layer, each in tally(comparison.tensors, layer_of).items()}
-    for title, groups in (("TENSORS", kinds), ("LAYERS", dict(_joined(layers)))):
-        rows = [(name, *_counts(each, states)) for name, each in groups.items()]
-        yield table((title, *(state.upper() for state in states)), [*rows, ("all", *_counts(total, states))])
-    if total.tensors[UNDECIDED]:
-        yield (
-            "UNKNOWN: small tensors that share a chunk in which something changed; "
-            f"--exact reads them ({size(total.bytes[UNDECIDED])} of each version)"
-        )
-
-
-def _counts(each: Tally, states: Sequence[str]) -> list[str]:
-    return [f"{each.tensors[s]} ({size(each.bytes[s])})" if each.tensors[s] else NONE for s in states]
-
-
-def _joined(layers: Mapping[str, Tally]) -> Iterator[tuple[str, Tally]]:
-    """Neighbouring layers of which the same can be said, as one row: ``model.layers.0-31``, each."""
-    for _, run in groupby(
-        layers.items(), key=lambda item: (item[0].rpartition(".")[0], item[1].tensors, item[1].bytes)
-    ):
-        names = list(run)
-        (first, each), (last, _) = names[0], names[-1]
-        yield (first if first == last else f"{first}-{last.rpartition('.')[2]}, each"), each
+    if not delta.tensors:
+        return "TENSORS: none"
+    rows = []
+    for state, tensors in delta.total.tensors.items():
+        if tensors:
+            those = tally((change for change in delta.tensors if change.state == state), kind_of)
+            kinds = "" if state == SAME else f": {', '.join(those)}"
+            rows.append((state, f"{tensors} ({size(delta.total.bytes[state])}){kinds}"))
+    return card([("TENSORS", "differ" if len(rows) > 1 or rows[0][0] != SAME else "the same"), *rows])
 
 
 def _table(title: str, comparison: Comparison, rows: Sequence[Sequence[str]]) -> str:
@@ -170,9 +142,10 @@ def _value(value: Any) -> str:
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
-    from packtrain.model.tensors import SAME, kind_of, layer_of, tally
+    from packtrain.model.tensors import STATES, kind_of, tally
 
-    tokenizer = comparison.tokenizer
+    tokenizer, total = comparison.tokenizer, comparison.delta.total
+    kinds = tally(comparison.delta.tensors, kind_of)
     return {
         "before": documents.version(comparison.before),
         "after": documents.version(comparison.after),
@@ -199,14 +172,12 @@ def document(comparison: Comparison) -> dict[str, Any]:
         },
         "files": [_file_document(each) for each in comparison.files],
         "tensors": {
-            "total": {key: _tally(each) for key, each in tally(comparison.tensors).items()}.get("", {}),
-            "kinds": {key: _tally(each) for key, each in tally(comparison.tensors, kind_of).items()},
-            "layers": {key: _tally(each) for key, each in tally(comparison.tensors, layer_of).items()},
-            "differing": [
-                {"name": each.name, "state": each.state, "bytes": each.size}
-                for each in comparison.tensors
-                if each.state != SAME
-            ],
+            state: {
+                "tensors": total.tensors[state],
+                "bytes": total.bytes[state],
+                "kinds": [kind for kind, each in kinds.items() if each.tensors[state]],
+            }
+            for state in STATES
         },
     }
 
@@ -221,7 +192,3 @@ def _dataset(dataset: Dataset | None) -> dict[str, Any] | None:
 
 def _file_document(file: FileChange) -> dict[str, Any]:
     return {"path": file.path, "state": file.state, "before": file.before, "after": file.after}
-
-
-def _tally(each: Tally) -> dict[str, dict[str, int]]:
-    return {state: {"tensors": each.tensors[state], "bytes": each.bytes[state]} for state in each.tensors}

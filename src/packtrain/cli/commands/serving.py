@@ -39,7 +39,7 @@ def pull(session: Session, reference: str, to: Path | None, pin: bool, verify: b
     if to is not None and pin:
         raise UsageError("--pin is about the cache, and with --to nothing is put there", hint="Leave one of them out.")
     if dry_run:
-        session.print(session.client.foresee(reference), text=_outlook, document=_outlook_document)
+        session.print(session.client.foresee(reference, to=to), text=_outlook, document=_outlook_document)
         return
     snapshot = session.client.pull(reference, to=to, keep=pin, verify=verify)
     session.print(snapshot, text=lambda snapshot: str(snapshot.path), document=documents.snapshot)
@@ -97,9 +97,19 @@ def _outlook(outlook: Outlook) -> str:
         *([("here already", size(outlook.here))] if outlook.here else []),
         *((f"linked to {name}", size(share.linked)) for name, share in outlook.shares if share.linked),
         *((f"copied from {name}", size(share.copied)) for name, share in outlook.shares if share.copied),
-        ("fetched", size(outlook.fetched)),
+        ("fetched", _fetched(outlook)),
     ]
     return f"{outlook.version}: {size(outlook.version.size)}\n{text.card(rows)}"
+
+
+def _fetched(outlook: Outlook) -> str:
+    if not outlook.manifest:
+        return "nothing"
+    chunks = text.count(outlook.chunks, "chunk")
+    return (
+        f"{size(outlook.fetched + outlook.manifest)} in {chunks} and the manifest, "
+        f"with {outlook.requests + 1} requests or more"
+    )
 
 
 def _outlook_document(outlook: Outlook) -> dict[str, Any]:
@@ -116,4 +126,7 @@ def _outlook_document(outlook: Outlook) -> dict[str, Any]:
             for name, share in outlook.shares
         ],
         "to_fetch": outlook.fetched,
+        "manifest": outlook.manifest,
+        "chunks": outlook.chunks,
+        "requests": outlook.requests,
     }

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packtrain.cli import completing, documents, options
+from packtrain.cli import documents, options
 from packtrain.cli.helptext import LOOK, command
 from packtrain.cli.session import Session, takes
-from packtrain.cli.terminal import say
 from packtrain.cli.text import card, lineage_rows, time
-from packtrain.errors import disk_error
 from packtrain.model.amount import size
 
 if TYPE_CHECKING:
@@ -21,13 +19,7 @@ if TYPE_CHECKING:
 
 @command(panel=LOOK, epilog="packtrain lineage llama-finetuned@production --svg lineage.svg")
 @options.reference
-@click.option(
-    "--svg",
-    metavar="FILE",
-    type=Path,
-    shell_complete=completing.file,
-    help="Also draw it, with the loss curves, into this file.",
-)
+@options.svg
 @click.option("--mermaid", is_flag=True, help="Print it as a Mermaid flowchart instead.")
 @takes()
 def lineage(session: Session, reference: str, svg: Path | None, mermaid: bool) -> None:
@@ -39,9 +31,7 @@ def lineage(session: Session, reference: str, svg: Path | None, mermaid: bool) -
     if svg is not None:
         from packtrain.pictures.svg import draw
 
-        _write(svg, draw(ancestry))
-        if not session.as_json:
-            say(f"drawn: {svg}")
+        session.draw(svg, draw(ancestry))
     session.print(ancestry, text=_mermaid if mermaid else text, document=document)
 
 
@@ -91,10 +81,3 @@ def _mermaid(ancestry: Ancestry) -> str:
     from packtrain.pictures.mermaid import draw
 
     return draw(ancestry)
-
-
-def _write(path: Path, picture: str) -> None:
-    try:
-        path.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise disk_error(error, f"cannot write {path}") from error
