@@ -80,9 +80,10 @@ def manifest_of(*lengths: int) -> Manifest:
     return Manifest.of("merged", [FileEntry("model", sum(lengths), hex_of("model"), chunks)])
 
 
-def test_a_run_takes_a_request_for_each_64_mib() -> None:
-    assert Plan.of(manifest_of(*[4 * MIB] * 40), AtHand()).requests == 160 * MIB // LONGEST + 1
-    assert Plan.of(manifest_of(100 * MIB), AtHand()).requests == 1, "a chunk is not split"
+def test_a_long_run_takes_several_requests() -> None:
+    chunks = LONGEST // (4 * MIB)
+    assert Plan.of(manifest_of(*[4 * MIB] * (2 * chunks + 1)), AtHand()).requests == 3
+    assert Plan.of(manifest_of(3 * LONGEST), AtHand()).requests == 1, "a chunk is not split"
 
 
 @pytest.mark.parametrize(("finished", "linked"), [((), 3), ((0,), 3), ((0, 1), 0)])
