@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from packtrain.testing.azurite import AzureServer, azurite
+from packtrain.testing.azurite import command as azurite_command
 from packtrain.testing.fake_mlflow import Fake, fake_mlflow
+from packtrain.testing.gcs_server import GcsServer
+from packtrain.testing.gcs_server import gcs as run_gcs
 from packtrain.testing.mlflow_servers import MlflowServer, mlflow_server
 from packtrain.testing.servers import S3Server, seaweedfs
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
@@ -131,6 +135,40 @@ def mlflow_postgresql(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) ->
 
 
 @pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """An emulator of GCS with one bucket, started when the first test asks for it."""
+    with run_gcs(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture
+def gcs_environment(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> GcsServer:
+    """The same server, with an environment in which a client finds it and a service account's key, and nothing else."""
+    for name in [name for name in os.environ if name.startswith(("GOOGLE_", "GCE_", "CLOUDSDK_"))]:
+        monkeypatch.delenv(name)
+    for name, value in gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    return gcs
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    """Azure's emulator with one container, started when the first test asks for it."""
+    with azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture
+def azure_environment(azure: AzureServer, monkeypatch: pytest.MonkeyPatch) -> AzureServer:
+    """The same server, with an environment in which a client finds it and nothing else."""
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    for name, value in azure.environment.items():
+        monkeypatch.setenv(name, value)
+    return azure
+
+
+@pytest.fixture(scope="session")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     """A real shared volume, mounted on two machines."""
     with juicefs(tmp_path_factory.mktemp("juicefs")) as mounts:
@@ -138,16 +176,20 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root are skipped, in one line, where there is none. Tests of the S3 server go to one of the
-    processes that share the work (`pytest -n`), so that one server is started."""
+    """Tests that need root or Azurite are skipped, in one line, where there is none. Tests of a server go to one of the
+    processes that share the work (`pytest -n`), so that one of each is started."""
+    is_installed = azurite_command() is not None
     for item in items:
         if os.geteuid() != 0 and item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
-        if _asks_for_s3(item):
-            item.add_marker(pytest.mark.xdist_group("s3"))
+        if _asks_for("azure", item) and not is_installed:
+            item.add_marker(pytest.mark.skip(reason="needs Azurite: make azurite"))
+        for server in ("s3", "gcs", "azure"):
+            if _asks_for(server, item):
+                item.add_marker(pytest.mark.xdist_group(server))
 
 
-def _asks_for_s3(item: pytest.Item) -> bool:
+def _asks_for(server: str, item: pytest.Item) -> bool:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     asked = (*getattr(item, "fixturenames", ()), *(value for value in parameters if isinstance(value, str)))
-    return "s3" in asked
+    return server in asked

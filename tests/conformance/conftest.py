@@ -17,7 +17,14 @@ from packtrain.testing.memory_store import MemoryMultipart, MemoryStore
 
 
 @pytest.fixture(
-    params=["directory", pytest.param("juicefs", marks=[pytest.mark.root, pytest.mark.slow]), "s3", "memory"]
+    params=[
+        "directory",
+        pytest.param("juicefs", marks=[pytest.mark.root, pytest.mark.slow]),
+        "s3",
+        "gcs",
+        pytest.param("azure", marks=pytest.mark.slow),
+        "memory",
+    ]
 )
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind."""
@@ -25,8 +32,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def open_empty(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if kind == "s3":
-        server = request.getfixturevalue("s3_environment")
+    if kind in ("s3", "gcs", "azure"):
+        server = request.getfixturevalue(f"{kind}_environment")
         request.getfixturevalue("monkeypatch").setattr(objects, "PAUSES", (0.01, 0.01))
         request.getfixturevalue("monkeypatch").setattr(multipart, "PAUSES", (0.01, 0.01))
         return open_store(f"{server.url}/conformance/{uuid.uuid4().hex}")

@@ -170,7 +170,9 @@ def test_a_body_of_another_size_is_refused(store: Store, size: int, announced: i
 def test_of_racing_uploads_one_is_there_whole(store: Store) -> None:
     bodies = [bytes([number]) * (9 * MIB + number) for number in range(4)]
     outcomes = race(4, lambda number: put(store, "k", bodies[number]))
-    assert outcomes == [None] * 4
+    parts_are_shared = store.url.startswith("az://")  # then only one of them need succeed
+    assert None in outcomes
+    assert all(error is None or (parts_are_shared and isinstance(error, Unavailable)) for error in outcomes)
     assert store.get("k") in bodies
     assert keys(store) == ["k"]
 
@@ -200,36 +202,43 @@ def test_a_body_may_read_the_store_and_reuse_its_buffer(store: Store) -> None:
 # Copy
 
 
+@pytest.fixture
+def copying(store: Store) -> Store:
+    if store.url.startswith("az://"):
+        pytest.skip("on Azure the caller streams: tests/storage/test_azure.py")
+    return store
+
+
 @pytest.mark.parametrize("size", [0, 1, BIG])
-def test_a_copy_of_an_object_is_equal_and_apart(store: Store, size: int) -> None:
-    put(store, "a/source", pattern(size))
+def test_a_copy_of_an_object_is_equal_and_apart(copying: Store, size: int) -> None:
+    put(copying, "a/source", pattern(size))
     told: list[int] = []
-    assert store.copy_from(store.locate("a/source"), "b/copy", size, told.append)
+    assert copying.copy_from(copying.locate("a/source"), "b/copy", size, told.append)
     assert sum(told) == size
-    assert store.get("b/copy") == pattern(size)
-    put(store, "a/source", b"something else")
-    assert store.get("b/copy") == pattern(size)
+    assert copying.get("b/copy") == pattern(size)
+    put(copying, "a/source", b"something else")
+    assert copying.get("b/copy") == pattern(size)
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_copy_of_an_odd_name(store: Store, name: str) -> None:
-    put(store, f"a/{name}", name.encode())
-    assert store.copy_from(store.locate(f"a/{name}"), f"b/{name}", len(name.encode()), lambda _: None)
-    assert store.get(f"b/{name}") == name.encode()
+def test_a_copy_of_an_odd_name(copying: Store, name: str) -> None:
+    put(copying, f"a/{name}", name.encode())
+    assert copying.copy_from(copying.locate(f"a/{name}"), f"b/{name}", len(name.encode()), lambda _: None)
+    assert copying.get(f"b/{name}") == name.encode()
 
 
-def test_a_copy_replaces(store: Store) -> None:
-    put(store, "source", b"new")
-    put(store, "k", b"before")
-    assert store.copy_from(store.locate("source"), "k", 3, lambda _: None)
-    assert store.get("k") == b"new"
+def test_a_copy_replaces(copying: Store) -> None:
+    put(copying, "source", b"new")
+    put(copying, "k", b"before")
+    assert copying.copy_from(copying.locate("source"), "k", 3, lambda _: None)
+    assert copying.get("k") == b"new"
 
 
-def test_a_copy_of_nothing_is_not_found(store: Store) -> None:
-    put(store, "k", b"before")
+def test_a_copy_of_nothing_is_not_found(copying: Store) -> None:
+    put(copying, "k", b"before")
     with pytest.raises(NotFound, match="nothing"):
-        store.copy_from(store.locate("nothing"), "k", 3, lambda _: None)
-    assert store.get("k") == b"before"
+        copying.copy_from(copying.locate("nothing"), "k", 3, lambda _: None)
+    assert copying.get("k") == b"before"
 
 
 def test_a_copy_from_elsewhere_is_the_callers_to_stream(store: Store) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,11 +18,10 @@ from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, U
 from packtrain.storage import objects
 from packtrain.storage.objects import PART, ObjectStore
 from packtrain.storage.s3 import open_s3
+from packtrain.testing.faults import Fault
+from packtrain.testing.proxy import relay
 from packtrain.testing.servers import S3Server
-
-Answer = bytes | None  # None: silence
-PATIENCE = 60.0  # seconds, with a server that answers, however busy this machine is
-HASTE = 0.5  # seconds, with one that does not; one in trouble is asked again for twice that long
+from tests.storage.scripted import HASTE, PATIENCE, Answer, ScriptedServer, answer, run, xml
 
 
 @pytest.fixture(autouse=True)
@@ -37,61 +34,16 @@ def store(s3_environment: S3Server) -> ObjectStore:
     return open_s3(s3_environment.bucket, f"objects/{uuid.uuid4().hex}")
 
 
-class ScriptedServer:
-    """An HTTP server that gives each request the next of ``answers``, the last one again and again."""
-
-    def __init__(self, answers: list[Answer]) -> None:
-        self.requests: list[bytes] = []
-        self.closing = threading.Event()
-        script = self
-
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                self.request.settimeout(PATIENCE)
-                request = b""
-                while b"\r\n\r\n" not in request:
-                    more = self.request.recv(65536)
-                    if not more:
-                        return
-                    request += more
-                script.requests.append(request.partition(b"\r\n")[0])
-                answer = answers[min(len(script.requests), len(answers)) - 1]
-                if answer is None:
-                    script.closing.wait()
-                else:
-                    self.request.sendall(answer)
-
-        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-
 @contextmanager
 def scripted(
     monkeypatch: pytest.MonkeyPatch, *answers: Answer, stall: float = PATIENCE
 ) -> Iterator[tuple[ScriptedServer, ObjectStore]]:
-    script = ScriptedServer(list(answers))
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in S3Server(script.url, "key", "secret", "bucket").environment.items():
-        monkeypatch.setenv(name, value)
-    thread = threading.Thread(target=script.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with run(*answers) as script:
+        for name, value in S3Server(script.url, "key", "secret", "bucket").environment.items():
+            monkeypatch.setenv(name, value)
         yield script, open_s3("bucket", "prefix", stall=stall)
-    finally:
-        script.closing.set()
-        script.server.shutdown()
-        thread.join()
-        script.server.server_close()
-
-
-def answer(status: str, body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", "Connection: close"]
-    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
-
-
-def xml(code: str) -> bytes:
-    return f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
 
 
 def read(store: ObjectStore, key: str, length: int) -> bytes:
@@ -236,6 +188,18 @@ def test_a_creation_that_may_have_been_done_is_not_repeated(monkeypatch: pytest.
         while not server.requests:
             time.sleep(0.01)
     assert len(server.requests) == 1
+
+
+def test_a_creation_whose_connection_was_reset_is_not_repeated(
+    s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with relay(s3_environment.endpoint, plan=lambda request: Fault.RESET if request.number == 0 else None) as wire:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+        store = open_s3(s3_environment.bucket, f"objects/{uuid.uuid4().hex}")
+        with pytest.raises(Unavailable):
+            store.create("k", b"first")
+        assert len(wire.requests) == 1
+        assert store.get("k") == b"first"
 
 
 def test_a_lost_race(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,13 @@ from packtrain.storage import open_store
         ("s3://bucket/", "s3://bucket"),
         ("s3://bucket/a/b", "s3://bucket/a/b"),
         ("s3://bucket//a//b/", "s3://bucket/a/b"),
+        ("gs://bucket//a//b/", "gs://bucket/a/b"),
+        ("az://container/a", "az://container/a"),
         ("s3://my.bucket-1/with space/50%", "s3://my.bucket-1/with space/50%"),
     ],
 )
-def test_a_url_has_one_form(given: str, url: str) -> None:
+def test_a_url_has_one_form(given: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     store = open_store(given)
     assert store.url == url
     assert open_store(store.url).url == url
@@ -40,7 +43,7 @@ def test_a_url_has_one_form(given: str, url: str) -> None:
         "", "models", "./models", "~/models", "file:", "file://", "file://models", "file://server/share",
         "file:///srv/a?b=c", "file:///srv/a#b", "file:///srv/a%00b", "s3:", "s3://", "s3:///prefix", "s3:bucket",
         "s3://bucket/a?region=b", "s3://bucket/a#b", "s3://key:secret@bucket/a", "s3://bucket/../other",
-        "s3://bucket/a\nb", "S3://bucket", "gs://bucket", "http://host/bucket", "hf://org/name",
+        "s3://bucket/a\nb", "S3://bucket", "gs://", "gs://bucket/a?b", "az://", "http://host/bucket", "hf://org/name",
     ],
 )  # fmt: skip
 def test_what_is_no_store(url: str) -> None:

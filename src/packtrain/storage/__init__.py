@@ -1,8 +1,10 @@
 """Stores: where models are kept for good.
 
 directory  file:///path, /path   a directory, an NFS or JuiceFS mount
-objects    s3://bucket/prefix    a bucket on any S3 server (aws: where it is and who we are there;
-                                 threads: where obstore may block)
+objects    s3://bucket/prefix    a bucket on any S3 server (s3; aws: where it is and who we are there)
+           gs://bucket/prefix    a bucket on Google Cloud Storage (gcs; google, google_auth: who we are there)
+           az://container/prefix a container of an Azure storage account (azure)
+           over obstore (threads: where it may block; wire: reading past it; failures: what went wrong)
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from packtrain.errors import UsageError
 from packtrain.ports import Store
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-_FORMS = "A store is a directory (file:///srv/models or /srv/models) or a bucket (s3://bucket or s3://bucket/prefix)."
+_FORMS = (
+    "A store is a directory (file:///srv/models or /srv/models), or a bucket with or without a prefix "
+    "(s3://bucket/prefix, gs://bucket/prefix, az://container/prefix)."
+)
+BUCKETS = ("s3", "gs", "az")
 
 
 def open_store(url: str) -> Store:
@@ -29,9 +35,9 @@ def open_store(url: str) -> Store:
             raise UsageError(f"{url!r} names no directory of this machine", hint=_FORMS)
         _refuse_query(url, rest)
         return _directory(unquote(f"/{path}"))
-    if scheme == "s3" and separator:
+    if scheme in BUCKETS and separator:
         _refuse_query(url, rest)
-        return _s3(url, rest)
+        return _bucket(url, scheme, rest)
     raise UsageError(f"{url!r} is not a store", hint=_FORMS)
 
 
@@ -43,21 +49,31 @@ def _directory(path: str) -> Store:
     return DirectoryStore(Path(path))
 
 
-def _s3(url: str, rest: str) -> Store:
-    from packtrain.storage.s3 import open_s3  # obstore: 40 ms that a help page must not pay
-
-    bucket, _, prefix = rest.partition("/")
+def _bucket(url: str, scheme: str, rest: str) -> Store:
+    bucket, _, path = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"{url!r} names no bucket", hint=_FORMS)
-    parts = [part for part in prefix.split("/") if part]
-    if not {".", ".."}.isdisjoint(parts) or not prefix.isprintable():
+    parts = [part for part in path.split("/") if part]
+    if not {".", ".."}.isdisjoint(parts) or not path.isprintable():
         raise UsageError(f"{url!r} has a prefix that no object can have", hint=_FORMS)
-    return open_s3(bucket, "/".join(parts))
+    prefix = "/".join(parts)
+    if scheme == "s3":  # each imports obstore: 40 ms that a help page must not pay
+        from packtrain.storage.s3 import open_s3
+
+        return open_s3(bucket, prefix)
+    if scheme == "gs":
+        from packtrain.storage.gcs import open_gcs
+
+        return open_gcs(bucket, prefix)
+    from packtrain.storage.azure import open_azure
+
+    return open_azure(bucket, prefix)
 
 
 def _refuse_query(url: str, rest: str) -> None:
     if "?" in rest or "#" in rest:
         raise UsageError(
             f"{url!r} has a query or a fragment, which a store does not",
-            hint="Endpoint, region and credentials come from AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and the like.",
+            hint="Endpoint, region and credentials come from variables such as AWS_ENDPOINT_URL, AWS_PROFILE and "
+            "GOOGLE_APPLICATION_CREDENTIALS.",
         )

@@ -48,7 +48,7 @@ class Failure:
 
     @property
     def missing(self) -> bool:
-        return isinstance(self.error, FileNotFoundError) or self.status == 404
+        return isinstance(self.error, FileNotFoundError) or (isinstance(self.error, Rejected) and self.status == 404)
 
     @property
     def late(self) -> bool:
@@ -56,8 +56,8 @@ class Failure:
 
     @property
     def unconnected(self) -> bool:
-        """Nobody was spoken to, so nothing was done."""
-        return "kind: Connect" in self.text or "dns error" in self.text
+        """Nobody was spoken to, so nothing was done; unlike ConnectionReset."""
+        return re.search(r"kind: Connect\b", self.text) is not None or "dns error" in self.text
 
     @property
     def passing(self) -> bool:

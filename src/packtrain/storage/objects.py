@@ -8,6 +8,7 @@ own way is a `Provider`'s.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -43,6 +44,10 @@ SENDING = 4  # an answer comes only after a part was sent, so a sender waits thi
 PAUSES = (0.1, 0.4, 1.6)  # seconds before each repetition of a creation or of what is left of a read
 
 
+# Names whose signed URLs obstore 0.12 writes as GCS and Azure read them.
+PLAIN = re.compile(r"[A-Za-z0-9._~/-]+")
+
+
 class Provider(Protocol):
     """What S3, GCS and Azure each do in their own way, for one bucket: packtrain.storage.s3, gcs and azure."""
 
@@ -75,8 +80,9 @@ class Provider(Protocol):
         seconds; ``errors(key)`` turns what is raised inside into our errors."""
         ...
 
-    def link(self, connection: Connection, key: str) -> Link | None:
-        """What the wire needs to read an object, valid for a request that begins at once; None: only obstore can."""
+    def link(self, connection: Connection, key: str, path: str) -> Link | None:
+        """What the wire needs to read an object, valid for a request that begins at once; None: only obstore can. Under
+        the connection's prefix it is ``key``, in the bucket ``path``."""
         ...
 
     def is_taken(self, failure: Failure) -> bool:
@@ -191,7 +197,7 @@ class ObjectStore:
     def _pieces(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """Linked anew for each request, so nothing that expires is ever used when old. What the wire cannot read, such
         as a public bucket without credentials, goes the slower way."""
-        link = self._ask(key, lambda: self._provider.link(self._reader, key))
+        link = self._ask(key, lambda: self._provider.link(self._reader, key, self._path(self.locate(key))))
         return self._stream(key, start, length) if link is None else self._wire.read(link, start, length, buffer)
 
     def _stream(self, key: str, start: int, length: int) -> Iterator[memoryview]:
@@ -221,17 +227,22 @@ class ObjectStore:
         part = max(PART, -(-size // MAX_PARTS))
 
         def send(handed: Iterator[bytes]) -> None:
-            with self._errors(key):
-                obstore.put(self._writer, key, handed, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
+            try:
+                with self._errors(key):
+                    obstore.put(self._writer, key, handed, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
+            except NotFound as error:
+                raise Unavailable(
+                    f"{self.locate(key)}: its upload is over: an answer was lost, or somebody else ended it",
+                    hint="Run the same command again: it continues with what is there.",
+                ) from error
 
         hand_over(pieces, send)
 
     def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
         """Within the bucket, by one call. An object that is too large for that is the caller's to stream."""
-        bucket = f"{self._provider.url}/"
-        if not url.startswith(bucket) or size > self._provider.copies:
+        if not url.startswith(f"{self._provider.url}/") or size > self._provider.copies:
             return False
-        source, target = (place.removeprefix(bucket) for place in (url, self.locate(key)))
+        source, target = self._path(url), self._path(self.locate(key))
         try:
             self._ask(key, lambda: obstore.copy(self._copier, source, target))
         except NotFound:
@@ -263,6 +274,10 @@ class ObjectStore:
     def locate(self, key: str) -> str:
         return f"{self._url}/{key}".rstrip("/")
 
+    def _path(self, url: str) -> str:
+        """In the bucket."""
+        return url.removeprefix(f"{self._provider.url}/")
+
     def _ask(self, key: str, call: Callable[[], T]) -> T:
         with self._errors(key):
             return interruptible(call)
@@ -283,7 +298,8 @@ class ObjectStore:
 
 
 def _info(meta: ObjectMeta, key: str) -> ObjectInfo:
-    tag = f"{meta['e_tag']} {meta['last_modified']:%FT%T}" if meta["e_tag"] else ""
+    entity = (meta["e_tag"] or "").strip('"')  # Azure quotes it here and there
+    tag = f"{entity} {meta['last_modified']:%FT%T}" if entity else ""
     return ObjectInfo(key, meta["size"], tag, meta["last_modified"])
 
 

@@ -77,7 +77,7 @@ class S3:
         wire = Wire(stall=silence, authorities=self.authorities)
         return S3Multipart(boto, wire, prefix, new_objects(), errors)
 
-    def link(self, connection: Connection, key: str) -> Link | None:
+    def link(self, connection: Connection, key: str, path: str) -> Link | None:  # noqa: ARG002
         return Link(obstore.sign(connection, "GET", key, expires_in=SIGNED_FOR)) if self.signs else None
 
     def is_taken(self, failure: Failure) -> bool:

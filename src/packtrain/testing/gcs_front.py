@@ -1,0 +1,452 @@
+"""GCS's XML API in front of an emulator that speaks its JSON API, for tests.
+
+obstore speaks the XML API (https://cloud.google.com/storage/docs/xml-api/overview); fake-gcs-server reads it, but does
+not write it. The front turns each XML call into the JSON call of the same meaning, so what is stored, listed, copied
+and refused, preconditions included, is the emulator's doing. Only the parts of unfinished multipart uploads are kept
+here, in files, with GCS' rules: parts of 5 MiB at least, ETags that must match, an upload that is over once it is
+completed or aborted.
+
+Whoever asks must be known to the `Doorkeeper` (packtrain.testing.google).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import socketserver
+import threading
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.client import HTTPConnection, HTTPResponse
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from packtrain.testing.google import READ, WRITE, Doorkeeper, Stranger
+
+MIN_PART = 5 << 20  # of every part but the last
+PAGE = 1000  # entries of a listing, at most
+_BUFFER = 256 << 10
+_PASSED = ("Content-Range", "Content-Type", "Last-Modified", "x-goog-generation", "x-goog-hash")
+
+
+class Refusal(Exception):
+    """An answer that says no, in GCS' words."""
+
+    def __init__(self, status: int, code: str, message: str, details: str = "") -> None:
+        super().__init__(code)
+        self.status = status
+        self.body = _xml("Error", {"Code": code, "Message": message, **({"Details": details} if details else {})})
+
+
+@dataclass
+class Upload:
+    """A multipart upload that is neither completed nor aborted. ``parts``: the ETag of each number."""
+
+    bucket: str
+    key: str
+    folder: Path
+    parts: dict[int, str] = field(default_factory=dict)
+
+
+class Front(socketserver.ThreadingTCPServer):
+    """On a free port of this machine. ``uploads`` are the unfinished ones, by their ids."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, emulator: str, directory: Path, doorkeeper: Doorkeeper) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.emulator = urlsplit(emulator).netloc
+        self.directory = directory
+        self.doorkeeper = doorkeeper
+        self.uploads: dict[str, Upload] = {}
+        self.lock = threading.Lock()
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Front
+
+    def setup(self) -> None:
+        super().setup()
+        self.emulator = HTTPConnection(self.server.emulator, timeout=60)
+
+    def finish(self) -> None:
+        self.emulator.close()
+        super().finish()
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
+
+    def _answer(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = urlsplit(self.path)
+        self.query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        bucket, _, key = url.path.lstrip("/").partition("/")
+        self.bucket, self.key = unquote(bucket), unquote(key)
+        try:
+            if (
+                said := self.server.doorkeeper.service(self.command, self.path, dict(self.headers), self.body)
+            ) is not None:
+                self._send(said.status, said.body, {"Content-Type": "application/json", **said.headers})
+                return
+            self._admit()
+            self._act()
+        except Refusal as refusal:
+            self._send(refusal.status, refusal.body, {"Content-Type": "application/xml; charset=UTF-8"})
+
+    def _admit(self) -> None:
+        needed = READ if self.command in ("GET", "HEAD") else WRITE
+        try:
+            caller = self.server.doorkeeper.caller(self.command, self.path, dict(self.headers))
+        except Stranger as error:
+            raise Refusal(error.status, error.code, str(error)) from error
+        if needed not in caller.may:
+            verb = {"GET": "get" if self.key else "list", "HEAD": "get", "DELETE": "delete"}.get(self.command, "create")
+            kind = "object" if self.key else "bucket"
+            raise Refusal(
+                403,
+                "AccessDenied",
+                "Access denied.",
+                f"{caller.email} does not have storage.objects.{verb} access to the Google Cloud Storage {kind}. "
+                f"Permission 'storage.objects.{verb}' denied on resource (or it may not exist).",
+            )
+
+    def _act(self) -> None:
+        match self.command, self.query:
+            case "GET", _ if not self.key:
+                self._list_uploads() if "uploads" in self.query else self._list()
+            case "POST", {"uploads": _}:
+                self._initiate()
+            case "POST", {"uploadId": name}:
+                self._complete(name)
+            case "PUT", {"uploadId": name, "partNumber": number}:
+                self._put_part(name, int(number))
+            case "GET", {"uploadId": name}:
+                self._list_parts(name)
+            case "DELETE", {"uploadId": name}:
+                self._abort(name)
+            case "PUT", _ if "x-goog-copy-source" in self.headers:
+                self._copy()
+            case "PUT", _:
+                self._put(iter([self.body]), len(self.body))
+                self._send(200, b"", self._written)
+            case (("GET" | "HEAD"), _):
+                self._get()
+            case "DELETE", _:
+                self._ask("DELETE", self._object())
+                self._send(204)
+            case _:
+                raise Refusal(405, "MethodNotAllowed", "The specified method is not allowed.")
+
+    # Objects
+
+    def _object(self, key: str = "", bucket: str = "") -> str:
+        return f"/storage/v1/b/{quote(bucket or self.bucket, safe='')}/o/{quote(key or self.key, safe='')}"
+
+    def _put(self, pieces: Iterator[bytes], size: int) -> None:
+        """By a multipart/related upload: the one that the emulator checks preconditions for."""
+        boundary = secrets.token_hex(16)
+        content_type = self.headers.get("Content-Type", "application/octet-stream")
+        about = json.dumps({"name": self.key, "contentType": content_type})
+        head = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{about}\r\n--{boundary}\r\n".encode()
+        head += b"Content-Type: application/octet-stream\r\n\r\n"
+        tail = f"\r\n--{boundary}--\r\n".encode()
+        query = {"uploadType": "multipart"}
+        if (generation := self.headers.get("x-goog-if-generation-match")) is not None:
+            query["ifGenerationMatch"] = generation
+
+        def body() -> Iterator[bytes]:
+            yield head
+            yield from pieces
+            yield tail
+
+        answer = self._ask(
+            "POST",
+            f"/upload/storage/v1/b/{quote(self.bucket, safe='')}/o?{urlencode(query)}",
+            body(),
+            {
+                "Content-Type": f"multipart/related; boundary={boundary}",
+                "Content-Length": str(len(head) + size + len(tail)),
+            },
+        )
+        self._written = _headers(json.loads(answer))
+
+    def _get(self) -> None:
+        """Passed through as it comes, in pieces."""
+        headers = {"Range": span} if (span := self.headers.get("Range")) else {}
+        answer = self._send_on(self.command, f"{self._object()}?alt=media", None, headers)
+        if answer.status not in (200, 206):
+            answer.read()
+            if answer.status == 416:
+                raise Refusal(416, "InvalidRange", "The requested range cannot be satisfied.")
+            self._refuse(answer.status, b"")
+        passed = {name: value for name in _PASSED if (value := answer.getheader(name))}
+        tag = answer.getheader("ETag", "").strip('"')
+        self._send_head(
+            answer.status, {**passed, "ETag": _tag(tag), "Content-Length": answer.getheader("Content-Length", "0")}
+        )
+        while piece := answer.read(_BUFFER):
+            self.wfile.write(piece)
+
+    def _copy(self) -> None:
+        bucket, _, key = unquote(self.headers["x-goog-copy-source"]).lstrip("/").partition("/")
+        token = ""
+        while True:
+            query = urlencode({"rewriteToken": token}) if token else ""
+            path = f"{self._object(key, bucket)}/rewriteTo{self._object().removeprefix('/storage/v1')}"
+            answer = json.loads(self._ask("POST", f"{path}?{query}", iter([b""]), {"Content-Length": "0"}))
+            token = answer.get("rewriteToken", "")
+            if answer["done"]:
+                break
+        about = answer["resource"]
+        self._send_xml(
+            "CopyObjectResult", {"LastModified": about["updated"], "ETag": _tag(about["etag"])}, _headers(about)
+        )
+
+    # Listings
+
+    def _list(self) -> None:
+        query = {"maxResults": str(min(PAGE, int(self.query.get("max-keys", PAGE))))}
+        for ours, theirs in (("prefix", "prefix"), ("delimiter", "delimiter"), ("continuation-token", "pageToken")):
+            if value := self.query.get(ours):
+                query[theirs] = value
+        page = json.loads(self._ask("GET", f"/storage/v1/b/{quote(self.bucket, safe='')}/o?{urlencode(query)}"))
+        after = self.query.get("start-after", "")
+        contents: list[object] = [
+            {
+                "Key": each["name"],
+                "Generation": each["generation"],
+                "MetaGeneration": each["metageneration"],
+                "LastModified": each["updated"],
+                "ETag": _tag(each["etag"]),
+                "Size": each["size"],
+            }
+            for each in page.get("items") or []
+            if each["name"] > after
+        ]
+        following = page.get("nextPageToken")
+        self._send_xml(
+            "ListBucketResult",
+            {
+                "Name": self.bucket,
+                "Prefix": self.query.get("prefix", ""),
+                "IsTruncated": "true" if following else "false",
+                **({"NextContinuationToken": following} if following else {}),
+                "Contents": contents,
+                "CommonPrefixes": [{"Prefix": prefix} for prefix in page.get("prefixes") or []],
+            },
+        )
+
+    # Multipart uploads
+
+    def _initiate(self) -> None:
+        self._require_bucket()
+        name = secrets.token_urlsafe(24)
+        folder = self.server.directory / name
+        folder.mkdir(parents=True)
+        with self.server.lock:
+            self.server.uploads[name] = Upload(self.bucket, self.key, folder)
+        self._send_xml("InitiateMultipartUploadResult", {"Bucket": self.bucket, "Key": self.key, "UploadId": name})
+
+    def _upload(self, name: str) -> Upload:
+        upload = self.server.uploads.get(name)
+        if upload is None or (upload.bucket, upload.key) != (self.bucket, self.key):
+            raise Refusal(404, "NoSuchUpload", "The requested upload was not found.")
+        return upload
+
+    def _put_part(self, name: str, number: int) -> None:
+        upload = self._upload(name)
+        if not 1 <= number <= 10_000:
+            raise Refusal(400, "InvalidArgument", "Part number must be an integer between 1 and 10000.")
+        tag = f'"{hashlib.md5(self.body, usedforsecurity=False).hexdigest()}"'
+        draft = upload.folder / f"{number}.{secrets.token_hex(4)}"
+        with self.server.lock:  # else it might be aborted meanwhile
+            self._upload(name)
+            draft.write_bytes(self.body)
+            draft.replace(upload.folder / str(number))
+            upload.parts[number] = tag
+        self._send(200, b"", {"ETag": tag})
+
+    def _list_parts(self, name: str) -> None:
+        upload = self._upload(name)
+        after = int(self.query.get("part-number-marker", 0))
+        most = min(PAGE, int(self.query.get("max-parts", PAGE)))
+        with self.server.lock:
+            parts = sorted((number, tag) for number, tag in upload.parts.items() if number > after)
+        shown = parts[:most]
+        self._send_xml(
+            "ListPartsResult",
+            {
+                "Bucket": self.bucket,
+                "Key": self.key,
+                "UploadId": name,
+                "IsTruncated": "true" if len(parts) > most else "false",
+                **({"NextPartNumberMarker": str(shown[-1][0])} if shown else {}),
+                "Part": [
+                    {
+                        "PartNumber": str(number),
+                        "LastModified": _moment((upload.folder / str(number)).stat().st_mtime),
+                        "ETag": tag,
+                        "Size": str((upload.folder / str(number)).stat().st_size),
+                    }
+                    for number, tag in shown
+                ],
+            },
+        )
+
+    def _complete(self, name: str) -> None:
+        upload = self._upload(name)
+        wanted = [(int(_text(part, "PartNumber")), _text(part, "ETag")) for part in _children(self.body, "Part")]
+        if not wanted or wanted != sorted(wanted):
+            raise Refusal(400, "InvalidPartOrder" if wanted else "MalformedCompleteMultipartUploadRequest", "Parts.")
+        if any(upload.parts.get(number, "").strip('"') != tag.strip('"') for number, tag in wanted):
+            raise Refusal(400, "InvalidPart", "One or more of the specified parts could not be found.")
+        paths = [upload.folder / str(number) for number, _ in wanted]
+        sizes = [path.stat().st_size for path in paths]
+        if any(size < MIN_PART for size in sizes[:-1]):
+            raise Refusal(400, "EntityTooSmall", "A part other than the last one is smaller than the minimum.")
+        self._put(_bytes(paths), sum(sizes))
+        self._forget(name)
+        self._send_xml(
+            "CompleteMultipartUploadResult",
+            {"Bucket": self.bucket, "Key": self.key, "ETag": self._written["ETag"]},
+            {"x-goog-generation": self._written["x-goog-generation"]},
+        )
+
+    def _abort(self, name: str) -> None:
+        self._upload(name)
+        self._forget(name)
+        self._send(204)
+
+    def _forget(self, name: str) -> None:
+        with self.server.lock:
+            upload = self.server.uploads.pop(name, None)
+        if upload is not None:
+            shutil.rmtree(upload.folder)
+
+    def _list_uploads(self) -> None:
+        self._require_bucket()
+        prefix = self.query.get("prefix", "")
+        with self.server.lock:
+            found = sorted((each.key, name) for name, each in self.server.uploads.items() if each.bucket == self.bucket)
+        self._send_xml(
+            "ListMultipartUploadsResult",
+            {
+                "Bucket": self.bucket,
+                "IsTruncated": "false",
+                "Upload": [{"Key": key, "UploadId": name} for key, name in found if key.startswith(prefix)],
+            },
+        )
+
+    # To the emulator, and back
+
+    def _send_on(
+        self, method: str, path: str, body: Iterator[bytes] | None, headers: Mapping[str, str]
+    ) -> HTTPResponse:
+        self.emulator.request(method, path, body, dict(headers))
+        return self.emulator.getresponse()
+
+    def _ask(
+        self, method: str, path: str, body: Iterator[bytes] | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        answer = self._send_on(method, path, body, headers or {})
+        content = answer.read()
+        if answer.status >= 300:
+            self._refuse(answer.status, content)
+        return content
+
+    def _refuse(self, status: int, content: bytes) -> None:
+        if status == 404:
+            self._require_bucket()
+            raise Refusal(
+                404, "NoSuchKey", "The specified key does not exist.", f"No such object: {self.bucket}/{self.key}"
+            )
+        if status == 412:
+            raise Refusal(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold.")
+        raise Refusal(status, "EmulatorSays", content.decode(errors="replace"))
+
+    def _require_bucket(self) -> None:
+        answer = self._send_on("GET", f"/storage/v1/b/{quote(self.bucket, safe='')}", None, {})
+        answer.read()
+        if answer.status == 404:
+            raise Refusal(404, "NoSuchBucket", "The specified bucket does not exist.")
+
+    def _send_xml(self, root: str, content: Mapping[str, object], headers: Mapping[str, str] | None = None) -> None:
+        self._send(200, _xml(root, content), {"Content-Type": "application/xml; charset=UTF-8", **(headers or {})})
+
+    def _send(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        self._send_head(status, {**(headers or {}), "Content-Length": str(len(body))})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _send_head(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _headers(about: Mapping[str, Any]) -> dict[str, str]:
+    """What GCS says of an object that was just written."""
+    return {
+        "ETag": _tag(about["etag"]),
+        "x-goog-generation": about["generation"],
+        "x-goog-metageneration": about["metageneration"],
+        "x-goog-hash": f"crc32c={about['crc32c']},md5={about['md5Hash']}",
+        "x-goog-stored-content-length": about["size"],
+    }
+
+
+def _tag(tag: str) -> str:
+    """The emulator's is the MD5 in base64; the XML API shows it in hexadecimal."""
+    return f'"{b64decode(tag).hex()}"'
+
+
+def _bytes(paths: list[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(_BUFFER):
+                yield piece
+
+
+def _xml(root: str, content: Mapping[str, object]) -> bytes:
+    return f"<?xml version='1.0' encoding='UTF-8'?>{_element(root, content)}".encode()
+
+
+def _element(name: str, content: object) -> str:
+    if isinstance(content, list):
+        return "".join(_element(name, each) for each in content)
+    if isinstance(content, Mapping):
+        return f"<{name}>{''.join(_element(inner, each) for inner, each in content.items())}</{name}>"
+    return f"<{name}>{escape(str(content))}</{name}>"
+
+
+def _children(document: bytes, name: str) -> Iterator[ElementTree.Element]:
+    try:
+        root = ElementTree.fromstring(document)  # noqa: S314 - our own client's
+    except ElementTree.ParseError:
+        raise Refusal(400, "MalformedCompleteMultipartUploadRequest", "The XML could not be parsed.") from None
+    return (each for each in root if each.tag.rpartition("}")[2] == name)
+
+
+def _text(element: ElementTree.Element, name: str) -> str:
+    return next((each.text or "" for each in element if each.tag.rpartition("}")[2] == name), "")
+
+
+def _moment(seconds: float) -> str:
+    return formatdate(seconds, usegmt=True)
