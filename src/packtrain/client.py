@@ -18,6 +18,7 @@ from packtrain.model.reference import Reference
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Reporter
 from packtrain.settings import Settings, load, origins
+from packtrain.storage import open_store
 from packtrain.wiring import Parts, open_source, wire
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ class Client:
     def adopt(
         self,
         source: str | os.PathLike[str],
-        name: str,
+        name: str | None = None,
         *,
         alias: str | None = None,
         training_config: str | os.PathLike[str] | None = None,
@@ -260,11 +261,13 @@ class Client:
         allow_code: bool = False,
         dry_run: bool = False,
     ) -> Published:
-        """Makes a folder, or everything under a URL like s3://bucket/prefix/v1, a version. The source is only read."""
-        from packtrain.flows.adopt import adopt
+        """Makes a folder, or everything under a URL like s3://bucket/prefix/v1, a version of ``name``. The source is
+        only read. NAME/2 is the version that somebody registered in MLflow without Packtrain; it keeps its number."""
+        from packtrain.flows.adopt import adopt, adopt_registered, target
         from packtrain.flows.publish import Request
 
         place = os.fspath(source)
+        name, registered = target(place, name)
         request = Request(
             directory=Path(place),
             name=name,
@@ -275,6 +278,18 @@ class Client:
             allow_code=allow_code,
             dry_run=dry_run,
         )
+        if registered is not None:
+            return adopt_registered(
+                self._parts.store,
+                self._parts.registry,
+                self._parts.mlflow,
+                open_store,
+                registered,
+                request,
+                scratch=self.settings.cache_dir / "scratch",
+                reporter=self._reporter,
+                clock=self._parts.clock,
+            )
         return adopt(
             self._parts.store,
             self._parts.registry,
@@ -454,6 +469,18 @@ class Client:
         from packtrain.flows.pull import pull
 
         return pull(self._node(), wanted, to=_path(to), keep=keep)
+
+    def pull_unverified(self, reference: str, to: str | os.PathLike[str]) -> Path:
+        """A new folder with what a version points at that somebody registered in MLflow without Packtrain. Nothing
+        vouches for these bytes."""
+        from packtrain.flows.adopt import no_mlflow
+        from packtrain.flows.foreign import pull_unverified, source_of
+
+        wanted, target = Reference.parse(reference), Path(to).absolute()
+        if self._parts.mlflow is None:
+            raise no_mlflow(wanted)
+        pull_unverified(source_of(self._parts.mlflow, wanted, open_store), wanted, target, self._reporter)
+        return target
 
     def foresee(self, reference: str, *, to: str | os.PathLike[str] | None = None) -> Outlook:
         """What a pull into the cache, or ``to`` a folder, would link and copy from other snapshots, and fetch. Changes

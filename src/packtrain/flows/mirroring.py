@@ -12,6 +12,7 @@ MLflow is shown later. Only a new version needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -64,6 +65,7 @@ class MirroringRegistry:
         self._describe = describe
         self._own: set[tuple[str, str, int]] = set()  # (name, alias, sequence) of moves that this process made
         self._told: set[str] = set()
+        self._adopts: int | None = None
 
     def names(self) -> list[str]:
         return self._inner.names()
@@ -99,6 +101,8 @@ class MirroringRegistry:
                 raise _UnboundError
             if draft.action == "publish.begin":
                 return draft
+            if self._adopts is not None:
+                return Draft("version.intent", {**draft.details, "version": self._adopts})
             details = {key: value for key, value in draft.details.items() if key != "version"}
             for intent in state.mirror.intents.values():
                 if intent.details["payload"] == details["payload"]:
@@ -124,17 +128,11 @@ class MirroringRegistry:
             self._mark_archived(log, event.details["version"])
         return log, event
 
-    def adopt(self, name: str, number: int, decide: Decide) -> tuple[Log, Event | None]:
-        """As `change` with a ``decide`` that drafts a version.created, for a version that MLflow has already."""
-
-        def prepared(state: State) -> Draft | None:
-            draft = decide(state)
-            return draft and Draft("version.intent", {**draft.details, "version": number})
-
-        log, event = self._inner.change(name, prepared)
-        if event is None:
-            return log, None
-        return self._finish(log, log.state.mirror.intents[event.details["publish_id"]])
+    def adopting(self, number: int) -> MirroringRegistry:
+        """The same, but the version that is created next is one that MLflow has already."""
+        other = copy(self)
+        other._adopts = number
+        return other
 
     def register(self, name: str) -> Log:
         """Makes the model that MLflow has under this name, or a new one, the one that shows the ledger: with all its

@@ -37,7 +37,7 @@ def describing(mlflow: Mlflow, store: Store, open_store: OpenStore, reporter: Re
     def describe(state: State, intent: Intent) -> Entry:
         lineage = _lineage(store, state, intent)
         run_id = None
-        if lineage is not None and lineage.known:
+        if lineage is not None and lineage.known and intent.version is None:  # what is adopted has its run, or none
             writer = _Writer(mlflow, open_store, reporter, clock.now())
             run_id = writer.run_of(lineage, state.name, intent).id
         return Entry(tags=dict(_tags(store, state.name, intent, lineage)), run_id=run_id)

@@ -113,6 +113,10 @@ class Mlflow:
         found = self._get("model-versions/get", name=name, version=str(number))["model_version"]
         return _registered(found)
 
+    def download_uri(self, name: str, number: int) -> str:
+        """Where the files of a version are, whatever it was registered from."""
+        return str(self._get("model-versions/get-download-uri", name=name, version=str(number))["artifact_uri"])
+
     def versions(self, name: str) -> list[Registered]:
         """All versions of a model, oldest first."""
         quoted = name.replace("'", "''")

@@ -78,6 +78,8 @@ class Fake:
                 return {"model_version": self._create(name, ask)}
             case "GET", "model-versions/get":
                 return {"model_version": self._version(name, ask["version"])}
+            case "GET", "model-versions/get-download-uri":
+                return {"artifact_uri": self._version(name, ask["version"])["source"]}
             case "GET", "model-versions/search":
                 wanted = ask["filter"].removeprefix("name='").removesuffix("'")
                 found = self.models.get(wanted)
@@ -150,6 +152,21 @@ class Fake:
             case _:
                 raise _RefusedError(404, "ENDPOINT_NOT_FOUND", f"no {method} {call}")
         return {}
+
+    def listed(self, folder: str) -> list[dict[str, Any]]:
+        """The artifacts and folders directly in a folder, as the server lists what it keeps."""
+        below = {
+            path[len(folder) + 1 :]: data for path, data in self.artifacts.items() if path.startswith(f"{folder}/")
+        }
+        folders = {path.partition("/")[0] for path in below if "/" in path}
+        return [
+            *(
+                {"path": path, "is_dir": False, "file_size": len(data)}
+                for path, data in below.items()
+                if "/" not in path
+            ),
+            *({"path": path, "is_dir": True} for path in sorted(folders)),
+        ]
 
     def _find(self, name: str) -> Model:
         if name not in self.models:
@@ -232,6 +249,8 @@ def fake_mlflow() -> Iterator[Fake]:
 
         def _carry_out(self, call: str, query: str, body: bytes) -> tuple[int, bytes]:
             artifact = "/api/2.0/mlflow-artifacts/artifacts/"
+            if call == artifact.rstrip("/"):
+                return 200, json.dumps({"files": fake.listed(parse_qs(query)["path"][0])}).encode()
             if call.startswith(artifact):
                 path = call.removeprefix(artifact)
                 if self.command == "PUT":

@@ -137,9 +137,17 @@ def export(
     epilog="packtrain adopt s3://team-bucket/models/support/v1 --name support-tone --alias production",
 )
 @click.argument(
-    "source", metavar="SOURCE", shell_complete=completing.folder, help="A folder, or a prefix: s3://BUCKET/PREFIX."
+    "source",
+    metavar="SOURCE",
+    shell_complete=completing.folder,
+    help="A folder; a prefix, s3://BUCKET/PREFIX; NAME/2 of MLflow's.",
 )
-@options.new_name
+@click.option(
+    "--name",
+    metavar="NAME",
+    shell_complete=completing.models,
+    help="The registered model that gets the version; not for NAME/2.",
+)
 @options.also_promote
 @options.training_config
 @options.training_dir
@@ -150,7 +158,7 @@ def export(
 def adopt(
     session: Session,
     source: str,
-    name: str,
+    name: str | None,
     alias: str | None,
     training_config: Path | None,
     training_dir: Path | None,
@@ -161,7 +169,8 @@ def adopt(
     """Make a model that you already have a version.
 
     The source is only read. It is checked like any other publish and hashed; within the store's own bucket or file
-    system the store then copies it by itself.
+    system the store then copies it by itself. NAME/2, which somebody registered in MLflow without Packtrain, becomes a
+    version under that number.
     """
     published = session.client.adopt(
         source,

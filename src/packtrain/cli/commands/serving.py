@@ -10,6 +10,7 @@ import click
 from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import SERVE, command
 from packtrain.cli.session import PULL, Session, takes
+from packtrain.cli.terminal import say
 from packtrain.errors import UsageError
 from packtrain.model.amount import size
 
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
 @click.option("--pin", is_flag=True, help="Keep it in the cache for good; else for half an hour.")
 @options.verify
 @click.option("--dry-run", is_flag=True, help="Say what would be linked, copied and fetched; do nothing.")
+@click.option("--unverified", is_flag=True, help="NAME/2 of MLflow's that Packtrain does not know, into --to.")
 @takes(*PULL)
-def pull(session: Session, reference: str, to: Path | None, pin: bool, verify: bool, dry_run: bool) -> None:
+def pull(
+    session: Session, reference: str, to: Path | None, pin: bool, verify: bool, dry_run: bool, unverified: bool
+) -> None:
     """Fetch a version and print the path of it.
 
     The path is a complete, verified, read-only folder, and nothing else is printed on stdout. What this node has of
@@ -38,11 +42,26 @@ def pull(session: Session, reference: str, to: Path | None, pin: bool, verify: b
     """
     if to is not None and pin:
         raise UsageError("--pin is about the cache, and with --to nothing is put there", hint="Leave one of them out.")
+    if unverified:
+        _pull_unverified(session, reference, to, others=pin or verify or dry_run)
+        return
     if dry_run:
         session.print(session.client.foresee(reference, to=to), text=_outlook, document=_outlook_document)
         return
     snapshot = session.client.pull(reference, to=to, keep=pin, verify=verify)
     session.print(snapshot, text=lambda snapshot: str(snapshot.path), document=documents.snapshot)
+
+
+def _pull_unverified(session: Session, reference: str, to: Path | None, *, others: bool) -> None:
+    if to is None or others:
+        raise UsageError(
+            "--unverified puts bytes that nothing vouches for into a folder of yours, never into the cache",
+            hint="Give it --to DIR, and none of --pin, --verify and --dry-run.",
+        )
+    path = session.client.pull_unverified(reference, to)
+    say(f"warning: UNVERIFIED: nothing vouches for what is in {path}: MLflow keeps a place, no digests")
+    say(f"         To have {reference} checked, kept and served: packtrain adopt {reference}")
+    session.print(path, text=str, document=lambda path: {"path": str(path), "verified": False})
 
 
 @command(
