@@ -87,6 +87,7 @@ def test_bodies_are_counted(wire: Relay, store: Store, s3: S3Server) -> None:
     assert wire.traffic.down - before[1] == len(DATA)
     assert wire.traffic.requests - before[0] == 1
     assert wire.traffic.heads_down > before[2]
+    assert wire.requests[-1].down == len(DATA)
     assert wire.requests[-1].method == "GET" and "/through-a-relay/data" in wire.requests[-1].target
 
 
@@ -150,6 +151,18 @@ def test_a_put_is_carried_out_and_its_answer_lost(wire: Relay, store: Store) -> 
         store.create("lost", b"1")
     wire.plan = None
     assert store.get("lost") == b"1"
+
+
+def test_a_listing_in_another_order(wire: Relay, store: Store) -> None:
+    keys = [f"many/{number}/x" for number in range(8)]
+    for key in keys:
+        store.create(key, b"1")
+    wire.plan = lambda _: Fault.SHUFFLED
+    found = [info.key for info in store.list("many/")]
+    assert sorted(found) == keys and found not in (keys, keys[::-1])
+    assert set(store.children("many/")) == {str(number) for number in range(8)}
+    for key in keys:
+        store.delete(key)
 
 
 def test_nobody_listens(wire: Relay, store: Store, s3: S3Server) -> None:

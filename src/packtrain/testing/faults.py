@@ -21,7 +21,7 @@ class Killed(BaseException):
 
 
 class Fault(Enum):
-    """What happens at a call into a store, or (all but `KILLED` and `SHUFFLED`) to a request on the wire."""
+    """What happens at a call into a store, or (all but `KILLED`) to a request on the wire."""
 
     UNAVAILABLE = auto()  # it fails, and has no effect (on the wire: 500)
     SLOW_DOWN = auto()  # the server is busy and says when to come back, before any effect (503 SlowDown)
@@ -37,7 +37,7 @@ class Fault(Enum):
 
 
 RETRY_AFTER = 1  # seconds, after SLOW_DOWN and TOO_MANY
-WIRE = tuple(fault for fault in Fault if fault not in (Fault.KILLED, Fault.SHUFFLED))
+WIRE = tuple(fault for fault in Fault if fault is not Fault.KILLED)
 _BUSY = (Fault.SLOW_DOWN, Fault.TOO_MANY)
 _HALF = (Fault.CUT_SHORT, Fault.RESET, Fault.STALL)
 _LATE = (Fault.LOST_ANSWER, *_HALF)

@@ -12,6 +12,7 @@ thread, because HTTP/1.1 goes one way at a time.
 
 from __future__ import annotations
 
+import random
 import re
 import select
 import socket
@@ -38,13 +39,15 @@ _ANSWERS = {
 _CODES = {Fault.UNAVAILABLE: "InternalError", Fault.SLOW_DOWN: "SlowDown", Fault.TOO_MANY: "TooManyRequests"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """``number`` counts from 0, in the order in which the relay had their heads."""
+    """``number`` counts from 0, in the order in which the relay had their heads. ``down``: bytes of the answer's body
+    that the client was sent so far."""
 
     number: int
     method: str
     target: str
+    down: int = 0
 
 
 @dataclass
@@ -179,17 +182,18 @@ class Relay:
 
     # What an exchange tells
 
-    def begin(self, head: _Head) -> Fault | None:
+    def begin(self, head: _Head) -> Request:
         method, target, _ = head.first.split(" ", 2)
         with self._lock:
             request = Request(self.traffic.requests, method, target)
             self.traffic.requests += 1
             self.traffic.heads_up += len(head.raw)
             self.requests.append(request)
-        return self.plan(request) if self.plan else None
+        return request
 
-    def count(self, *, up: int = 0, down: int = 0, head: int = 0) -> None:
+    def count(self, request: Request, *, up: int = 0, down: int = 0, head: int = 0) -> None:
         with self._lock:
+            request.down += down
             self.traffic.up += up
             self.traffic.down += down
             self.traffic.heads_down += head
@@ -333,11 +337,13 @@ class _Exchange:
     wire: Relay
     client: _Side
     server: _Side
+    request: Request = field(init=False)
 
     def run(self) -> bool:
         """Passes one request and its answer. Returns whether there may be another."""
         head = self.client.head()
-        fault = self.wire.begin(head)
+        self.request = self.wire.begin(head)
+        fault = self.wire.plan(self.request) if self.wire.plan else None
         if fault in _ANSWERS:
             self._answer(head, fault)
             return False
@@ -359,12 +365,12 @@ class _Exchange:
             return answer
         self.wire.pause(self.wire.latency)
         self.client.send(answer.raw)
-        self.wire.count(head=len(answer.raw))
+        self.wire.count(self.request, head=len(answer.raw))
         return None
 
     def _pass_up(self, head: _Head) -> None:
         for piece in self.client.body(head.length, piece=self.server.meter.piece):
-            self.wire.count(up=len(piece))
+            self.wire.count(self.request, up=len(piece))
             self._frame(self.server, piece, chunked=head.length is None)
         if head.length is None:
             self.server.send(b"0\r\n\r\n")
@@ -377,6 +383,10 @@ class _Exchange:
             for _ in pieces:
                 pass  # the server has done what it was asked for
             raise _Ended
+        if fault is Fault.SHUFFLED:
+            fault = None
+            if "list-type=" in self.request.target:
+                pieces = iter([memoryview(_shuffled(b"".join(bytes(piece) for piece in pieces)))])
         self.wire.pause(self.wire.latency)
         if length == 0 and fault in (Fault.CUT_SHORT, Fault.RESET, Fault.STALL):
             self._end(fault)
@@ -384,7 +394,7 @@ class _Exchange:
         if fault is Fault.SHORT and length:
             raw = answer.with_length(half)
         self.client.send(raw)
-        self.wire.count(head=len(raw))
+        self.wire.count(self.request, head=len(raw))
         self._pass_body(pieces, fault, half, chunked=length is None)
 
     def _pass_body(self, pieces: Iterator[memoryview], fault: Fault | None, half: int, *, chunked: bool) -> None:
@@ -396,7 +406,7 @@ class _Exchange:
                 piece[half - done] ^= 1
             elif wrong:
                 piece = piece[: half - done]
-            self.wire.count(down=len(piece))
+            self.wire.count(self.request, down=len(piece))
             self._frame(self.client, piece, chunked=chunked)
             done += len(piece)
             if wrong and fault is Fault.SHORT and chunked:
@@ -419,14 +429,14 @@ class _Exchange:
         """In the server's place, which never hears of it."""
         if "expect" not in head.fields:
             for piece in self.client.body(head.length, piece=_BUFFER):
-                self.wire.count(up=len(piece))
+                self.wire.count(self.request, up=len(piece))
         body = f"<Error><Code>{_CODES[fault]}</Code><Message>a fault was planned</Message></Error>".encode()
         if head.first.startswith("HEAD "):
             body = b""
         self.wire.pause(self.wire.latency)
         raw = f"HTTP/1.1 {_ANSWERS[fault]}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
         self.client.send(raw + body)
-        self.wire.count(head=len(raw), down=len(body))
+        self.wire.count(self.request, head=len(raw), down=len(body))
 
     def _end(self, fault: Fault) -> None:
         """What is to come never comes."""
@@ -439,3 +449,13 @@ class _Exchange:
         elif fault is Fault.RESET:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         raise _Ended
+
+
+def _shuffled(body: bytes) -> bytes:
+    """A listing whose entries come in another order: not even sorted backwards. It is as long as it was."""
+    for entry in (rb"<Contents>.*?</Contents>", rb"<CommonPrefixes>.*?</CommonPrefixes>"):
+        entries = re.findall(entry, body, re.DOTALL)
+        random.Random(len(entries)).shuffle(entries)
+        rest = iter(entries)
+        body = re.sub(entry, lambda _, rest=rest: next(rest), body, flags=re.DOTALL)
+    return body
