@@ -261,7 +261,7 @@ class Client:
         allow_code: bool = False,
         dry_run: bool = False,
     ) -> Published:
-        """Makes a folder, or everything under a URL like s3://bucket/prefix/v1, a version of ``name``. The source is
+        """Makes a folder, or everything under a URL like gs://bucket/prefix/v1, a version of ``name``. The source is
         only read. NAME/2 is the version that somebody registered in MLflow without Packtrain; it keeps its number."""
         from packtrain.flows.adopt import adopt, adopt_registered, target
         from packtrain.flows.publish import Request

@@ -135,7 +135,7 @@ class Store(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it is: file:///..., s3://bucket/prefix. Without a slash at its end, without credentials."""
+        """Where it is: file:///..., s3://bucket/prefix, gs://... No slash at its end, no credentials."""
         ...
 
     @property

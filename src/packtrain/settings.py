@@ -27,7 +27,7 @@ PULLS = ("cache", "in-place")
 class Settings:
     """Every setting. In packtrain.toml they are top-level keys, in the environment PACKTRAIN_ and upper case."""
 
-    store: str  # file:///path, s3://bucket/prefix
+    store: str  # file:///path, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix
     registry: str  # "store": the ledger inside the store
     cache_dir: Path  # this node's snapshots
     cache_quota: Amount  # how much they may take

@@ -13,7 +13,7 @@ import pytest
 from packtrain import errors
 from packtrain.cli.app import packtrain
 from packtrain.settings import Settings
-from packtrain.storage import aws
+from packtrain.storage import aws, azure, gcs, google
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -65,3 +65,19 @@ def test_every_variable_that_finds_s3_is_described() -> None:
     section = (ROOT / "docs" / "settings.md").read_text().partition("\n## S3\n")[2].partition("\n## ")[0]
     # obstore reads these two by itself, as the static keys that go with AWS_ACCESS_KEY_ID
     assert set(re.findall(r"`(AWS_\w+)`", section)) == read | {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+
+
+def test_every_variable_that_finds_google_is_described() -> None:
+    source = Path(google.__file__).read_text() + Path(gcs.__file__).read_text()
+    read = set(re.findall(r'"((?:GOOGLE|GCE|CLOUDSDK)_\w+)"', source))
+    section = (
+        (ROOT / "docs" / "settings.md").read_text().partition("\n## Google Cloud Storage\n")[2].partition("\n## ")[0]
+    )
+    assert set(re.findall(r"`((?:GOOGLE|GCE|CLOUDSDK)_\w+)`", section)) == read
+
+
+def test_every_variable_that_finds_azure_is_described() -> None:
+    read = set(re.findall(r'"(AZURE_[A-Z_]+)"', Path(azure.__file__).read_text()))
+    section = (ROOT / "docs" / "settings.md").read_text().partition("\n## Azure\n")[2].partition("\n## ")[0]
+    # obstore reads these two by itself, as what goes with AZURE_CLIENT_SECRET
+    assert set(re.findall(r"`(AZURE_\w+)`", section)) == read | {"AZURE_TENANT_ID", "AZURE_CLIENT_ID"}

@@ -13,7 +13,7 @@ settings are inherited; the defaults keep everything below it. What readers need
     <!-- run          commands that prepare or check something at this place: they must succeed, what they print is
     cp -r "$TINY/merged-1" output                        not compared; "$TINY" has the directories of `Models`
     -->
-    <!-- needs s3 --> the variables of a real S3 server are set (its bucket is s3://packtrain); or: root
+    <!-- needs s3 --> the variables of a real S3 server are set (its bucket is s3://packtrain); or: gcs, root
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pytest
 
+from packtrain.testing.gcs_server import GcsServer
 from packtrain.testing.servers import S3Server
 from tests.conftest import Models
 
@@ -86,11 +87,16 @@ def test_every_command_prints_what_the_page_shows(
     page: str, models: Models, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     walk = list(steps(page))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PACKTRAIN_", "XDG_", "AWS_", "PYTHON"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PACKTRAIN_", "XDG_", "AWS_", "GOOGLE_", "PYTHON"))
+    }
     environment |= {"HOME": str(tmp_path), "TINY": str(models.home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     if "s3" in NEEDS.findall(page):
         server: S3Server = request.getfixturevalue("s3")
         environment |= server.environment
+    if "gcs" in NEEDS.findall(page):
+        google: GcsServer = request.getfixturevalue("gcs")
+        environment |= google.environment
     done = subprocess.run(
         ["bash", "-uo", "pipefail", "-c", SHELL + "".join(f"{step.command}\nended\n" for step in walk)],
         cwd=tmp_path,

@@ -50,7 +50,9 @@ class Cli:
 
 def environment(home: Path) -> dict[str, str]:
     """Without the settings of whoever runs the tests."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PACKTRAIN_", "XDG_", "AWS_", "PYTHON"))}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PACKTRAIN_", "XDG_", "AWS_", "GOOGLE_", "PYTHON"))
+    }
     return {
         **clean,
         "HOME": str(home),

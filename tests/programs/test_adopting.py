@@ -58,7 +58,7 @@ def test_adopt_a_prefix(tmp_path: Path, models: Models, s3_environment: S3Server
 def test_what_adopt_cannot_find(cli: Cli, tmp_path: Path, s3_environment: S3Server) -> None:
     on_bucket, url = on_s3(tmp_path, s3_environment)
     assert "does not exist" in cli.run("adopt", "nowhere", "--name", "llama", code=4).stderr
-    assert "is not a store" in cli.run("adopt", "gs://bucket/v1", "--name", "llama", code=2).stderr
+    assert "is not a store" in cli.run("adopt", "hf://org/v1", "--name", "llama", code=2).stderr
     assert "there is nothing at" in on_bucket.run("adopt", f"{url}/nothing", "--name", "llama", code=4).stderr
 
 

@@ -49,7 +49,7 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
         expose_value=False,
         callback=_keep,
     ),
-    "store": _setting("--store", "URL", "Where models are: file:///PATH or s3://BUCKET/PREFIX."),
+    "store": _setting("--store", "URL", "Where models are: file:///PATH, s3://BUCKET/PREFIX, gs:// or az://."),
     "registry": _setting("--registry", "URL", "Where versions are registered; 'store': in the store itself."),
     "cache_dir": _setting(
         "--cache-dir", "DIR", "Where this node keeps its snapshots.", shell_complete=completing.folder

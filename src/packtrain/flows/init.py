@@ -24,9 +24,9 @@ class Profile:
 
 
 _BUCKET = """\
-A bucket, and a folder in it. Credentials, region and endpoint come from where AWS's own tools look for them:
-AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or the role of the machine; AWS_REGION; and, for another
-provider than AWS, AWS_ENDPOINT_URL. They never stand in this file."""
+A bucket, and a folder in it: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX (Google) or az://CONTAINER/PREFIX (Azure).
+Credentials, region and endpoint come from where the provider's own tools look for them, such as AWS_PROFILE, AWS_REGION
+and AWS_ENDPOINT_URL, or GOOGLE_APPLICATION_CREDENTIALS, or the role of the machine. They never stand in this file."""
 
 _MLFLOW = """\
 The MLflow server, which shows the versions and aliases that the ledger in the bucket decides. Credentials come from

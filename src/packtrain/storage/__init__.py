@@ -41,6 +41,25 @@ def open_store(url: str) -> Store:
     raise UsageError(f"{url!r} is not a store", hint=_FORMS)
 
 
+def where_credentials_are(url: str) -> str | None:
+    """Where those for the store at a URL come from, in words, and nothing of them. None: it needs none. Raises
+    UsageError for profiles and files that cannot be used."""
+    scheme = url.partition("://")[0]
+    if scheme == "s3":
+        from packtrain.storage import aws
+
+        return aws.where_credentials_are()
+    if scheme == "gs":
+        from packtrain.storage import google
+
+        return google.identity().what
+    if scheme == "az":
+        from packtrain.storage import azure
+
+        return azure.where_credentials_are()
+    return None
+
+
 def _directory(path: str) -> Store:
     from packtrain.storage.directory import DirectoryStore
 

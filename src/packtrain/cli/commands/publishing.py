@@ -140,7 +140,7 @@ def export(
     "source",
     metavar="SOURCE",
     shell_complete=completing.folder,
-    help="A folder; a prefix, s3://BUCKET/PREFIX; NAME/2 of MLflow's.",
+    help="A folder; a prefix, s3://BUCKET/PREFIX (gs://, az://); NAME/2 of MLflow's.",
 )
 @click.option(
     "--name",

@@ -106,7 +106,7 @@ def run(session: Session, reference: str, arguments: tuple[str, ...], verify: bo
 def url(session: Session, reference: str) -> None:
     """Print where a version is in the store.
 
-    The URL never changes. It is for other tools, and for vLLM's own streaming from s3://.
+    The URL never changes. It is for other tools, and for vLLM's own streaming from s3:// and gs://.
     """
     session.print(session.client.url(reference), text=str, document=documents.url)
 

@@ -11,6 +11,7 @@ from packtrain.errors import AlreadyExists, IntegrityError, NotFound, PacktrainE
 from packtrain.flows.doctor.check import FAILURE, Check, failure, ok, warning
 from packtrain.flows.doctor.disks import kind
 from packtrain.ports import Clock, Store
+from packtrain.storage import aws, where_credentials_are
 
 PROBES = "doctor/"
 FORGOTTEN = timedelta(hours=1)  # after which a probe belongs to no doctor that still runs
@@ -21,12 +22,10 @@ RACERS = 8
 
 def credentials(url: str, now: datetime) -> Iterator[Check]:
     """Where those of a bucket come from, and whether they are known to have ended."""
-    if not url.startswith("s3://"):
+    found = where_credentials_are(url)
+    if found is None:
         return
-    from packtrain.storage import aws
-
-    found = aws.where_credentials_are()
-    expire = aws.credentials_expire()
+    expire = aws.credentials_expire() if url.startswith("s3://") else None
     if expire is not None and expire <= now:
         yield failure(
             "credentials",
