@@ -17,13 +17,18 @@ from pathlib import Path
 
 from bench import results, tools
 from bench.bench import Bench
-from bench.cases import cold_pull, publish
+from bench.cases import cached, cold_pull, directory, links, manifests, publish, second_version
 from bench.measure import pin_to_server_side
 from bench.page import write_page
 from bench.results import Outcome
 
 CASES: dict[str, Callable[[Bench], Outcome]] = {
     "cold-pull": cold_pull.run,
+    "links": links.run,
+    "directory": directory.run,
+    "second-version": second_version.run,
+    "cached": cached.run,
+    "manifests": manifests.run,
     "publish": publish.run,
 }
 KEPT = tools.ROOT / "docs" / "performance.json"

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +80,7 @@ print(json.dumps([wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000]
 
 
 def measure(command: Sequence[str], environment: dict[str, str], *, received: Callable[[], int] = lambda: 0) -> Cost:
-    measuring = [sys.executable, "-I", "-c", _MEASURE, json.dumps(cores(CLIENT)), *command]
+    measuring = [sys.executable, "-I", "-c", _MEASURE, json.dumps(cores(_side)), *command]
     done = subprocess.run(measuring, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -87,19 +88,33 @@ def measure(command: Sequence[str], environment: dict[str, str], *, received: Ca
     return Cost(wall, cpu, peak, received())
 
 
-def cores(which: int) -> list[int]:
-    """The cores for the server's or the client's side: one of two, half of more."""
-    ours = sorted(_ALL_CORES)
-    half = max(1, len(ours) // 2)
-    return ours[:half] if which == SERVER else ours[half:] or ours
+# Cores
 
 
-_ALL_CORES = os.sched_getaffinity(0)  # before anybody is pinned
+_ALL_CORES = sorted(os.sched_getaffinity(0))  # before anybody is pinned
+_side: int | None = CLIENT  # where contenders run
+
+
+def cores(side: int | None) -> list[int]:
+    """Those of the server's or of the client's side: one of two, half of more. All, where there are no sides."""
+    half = max(1, len(_ALL_CORES) // 2)
+    return {SERVER: _ALL_CORES[:half], CLIENT: _ALL_CORES[half:] or _ALL_CORES, None: _ALL_CORES}[side]
 
 
 def pin_to_server_side() -> None:
     """This process and the servers that it starts from now on."""
     os.sched_setaffinity(0, cores(SERVER))
+
+
+@contextmanager
+def on_every_core() -> Iterator[None]:
+    """Inside, contenders have all cores: there is no server that they could take time from."""
+    global _side
+    before, _side = _side, None
+    try:
+        yield
+    finally:
+        _side = before
 
 
 def forget_pages(directory: Path) -> None:

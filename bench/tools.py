@@ -59,17 +59,17 @@ class Tools:
         source = f"s3://{self.server.bucket}/{self.key}/"
         return [str(TOOLS / "aws"), "s3", "cp", "--recursive", "--only-show-errors", source, str(out)]
 
-    def python(self, name: str, *arguments: str) -> list[str]:
+    @staticmethod
+    def python(name: str, *arguments: str) -> list[str]:
         """One of our small programs around a library."""
         return [str(TOOLS / "python"), str(PROGRAMS / f"{name}.py"), *arguments]
 
     def environment(self, home: Path) -> dict[str, str]:
         """What all of them need; ``home`` is a directory for their own files."""
-        home.mkdir(parents=True, exist_ok=True)
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("PACKTRAIN_", "PYTHON"))}
+        plain = plain_environment(home)
         (home / "aws-config").write_text(AWS_CONFIG)
         return {
-            **ours,
+            **plain,
             **self.server.environment,
             "AWS_CONFIG_FILE": str(home / "aws-config"),
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -78,8 +78,15 @@ class Tools:
             "HF_HOME": str(home / "hf"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "DO_NOT_TRACK": "1",
-            "HOME": str(home),
         }
+
+
+def plain_environment(home: Path) -> dict[str, str]:
+    """Ours, without what would change what is measured."""
+    home.mkdir(parents=True, exist_ok=True)
+    unwanted = ("PACKTRAIN_", "PYTHON", "AWS_", "HF_", "MLFLOW_")
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return {**ours, "HOME": str(home)}
 
 
 def versions() -> dict[str, str]:

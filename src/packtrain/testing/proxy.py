@@ -77,7 +77,9 @@ class Relay:
     most, before the connection is closed.
     """
 
-    def __init__(self, upstream: str, *, latency: float, rate: float | None, plan: Plan | None, stall: float) -> None:
+    def __init__(
+        self, upstream: str, *, latency: float, rate: float | None, plan: Plan | None, stall: float, host: str
+    ) -> None:
         target = urlsplit(upstream)
         self._upstream = (target.hostname or "", target.port or 80)
         self.latency = latency
@@ -91,13 +93,14 @@ class Relay:
         self._closing = threading.Event()
         self._open: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._host = host
+        self._listener = socket.create_server((host, 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self._start(self._accept, self._listener)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -107,7 +110,7 @@ class Relay:
         try:
             yield
         finally:
-            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
+            self._listener = socket.create_server((self._host, self.port), backlog=256)
             self._start(self._accept, self._listener)
 
     def close(self) -> None:
@@ -201,11 +204,17 @@ class Relay:
 
 @contextmanager
 def relay(
-    upstream: str, *, latency: float = 0.0, rate: float | None = None, plan: Plan | None = None, stall: float = 60.0
+    upstream: str,
+    *,
+    latency: float = 0.0,
+    rate: float | None = None,
+    plan: Plan | None = None,
+    stall: float = 60.0,
+    host: str = "127.0.0.1",
 ) -> Iterator[Relay]:
-    """A relay on a free port of this machine to the server at ``upstream`` (http://host:port), until the end of this.
-    See `Relay` for the rest."""
-    wire = Relay(upstream, latency=latency, rate=rate, plan=plan, stall=stall)
+    """A relay on a free port of ``host``, an address of this machine, to the server at ``upstream``
+    (http://host:port), until the end of this. See `Relay` for the rest."""
+    wire = Relay(upstream, latency=latency, rate=rate, plan=plan, stall=stall, host=host)
     try:
         yield wire
     finally:
