@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from packtrain.testing.tinymodels import write_base
 
@@ -11,7 +12,7 @@ _LAYER = 2 * (2 * _HIDDEN * _HIDDEN + 2 * _KEYS * _HIDDEN + 3 * _HIDDEN * _INTER
 _ENDS = 2 * 2 * _VOCAB * _HIDDEN  # of the input's and the output's embeddings
 
 
-def shape(megabytes: int) -> dict[str, int]:
+def shape(megabytes: int) -> dict[str, Any]:
     """Of a model of about this size, for `write_base`: as many layers as it takes."""
     return {
         "vocab": _VOCAB,

@@ -24,7 +24,7 @@ TITLE = "Links"
 NOTE = (
     "The client is in a network namespace of its own, behind a token bucket (tc tbf) of the rate; a proxy in front of "
     "SeaweedFS holds back the first byte of each answer, and each new connection, by the delay. The link's goodput is "
-    "that of one TCP stream without HTTP over the same link. Walls are of whole processes, so the start of the program, "
+    "that of one TCP stream without HTTP over the same link. Walls are of whole processes: the start of the program, "
     'reading the ledger and the manifest, and one delay for each of these are in it; "while it fetches" is from the '
     "first hundredth of the model to its last byte."
 )

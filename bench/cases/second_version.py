@@ -19,7 +19,7 @@ from packtrain.testing.proxy import Relay, relay
 TITLE = "A second version"
 NOTE = (
     "A node has one merge of a model and pulls another. Bytes are those that the server sent, manifest, ledger, file "
-    "headers and HTTP heads included. Content-defined chunks (gear hash, 64 KiB on average, 16 to 256 KiB) are computed "
+    "headers and HTTP heads included. Content-defined chunks (gear hash, 64 KiB on average, 16 to 256) are computed "
     "on the same files: what a client that has the first version would lack of the second."
 )
 
@@ -43,7 +43,7 @@ def run(bench: Bench) -> Outcome:
                 race(contenders, bench.runs, environment | {"AWS_ENDPOINT_URL": wire.endpoint})
             table = Table.of(f"the second version: {which}", models.size(directory), contenders)
             outcome.tables.append(table)
-            outcome.figures += _figures(bench, which, versions.first, directory, table)
+            outcome.figures += _figures(which, versions.first, directory, table)
     return outcome
 
 
@@ -81,7 +81,7 @@ def _contenders(bench: Bench, store: str, wire: Relay, environment: dict[str, st
     ]
 
 
-def _figures(bench: Bench, which: str, first: Path, second: Path, table: Table) -> list[Figure]:
+def _figures(which: str, first: Path, second: Path, table: Table) -> list[Figure]:
     changed = _changed(first, second)
     fetched, whole = (max(cost.received for cost in row.costs) for row in table.rows)
     target = 1.005 if which.startswith("q_proj") else None

@@ -1,4 +1,4 @@
-"""Reads what a server at HOST PORT sends until it closes; prints the bytes a second since the first: drain.py HOST PORT"""
+"""Reads what a server sends until it closes; prints the bytes a second since the first: drain.py HOST PORT"""
 
 import socket
 import sys
