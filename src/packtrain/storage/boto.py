@@ -84,15 +84,13 @@ class Boto:
         from botocore import UNSIGNED
         from botocore.config import Config
 
-        os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile  # botocore has its own list
+        system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile  # botocore has its own list
         session = botocore.session.Session()
         client = session.create_client(
             "s3",
             region_name=self._region,
             endpoint_url=self._endpoint,
-            verify=str(self._authorities or "")
-            or os.environ.get("SSL_CERT_FILE")
-            or ssl.get_default_verify_paths().cafile,
+            verify=str(self._authorities) if self._authorities else system,
             config=Config(
                 signature_version="s3v4" if self._signs else UNSIGNED,
                 s3={"addressing_style": "path"},
