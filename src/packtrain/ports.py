@@ -171,11 +171,12 @@ class Store(Protocol):
         give exactly ``size`` bytes (ValueError), the object stays as it was, and the body's exception is raised."""
         ...
 
-    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None], *, fixed: bool = False) -> bool:
         """Makes an object a copy of the ``size`` bytes at a URL (`locate`'s form) if the server or the file system
         does that by itself; False, and nothing was done, where it does not. Whether those bytes are the right ones is
-        the caller's to prove. ``advance`` is told how many bytes were done since (in all: ``size``, or 0 after False);
-        what it raises ends the copy. Raises NotFound if nothing is at the URL."""
+        the caller's to prove. ``fixed``: nobody ever writes there again, so the two may share their place. ``advance``
+        is told how many bytes were done since (in all: ``size``, or 0 after False); what it raises ends the copy.
+        Raises NotFound if nothing is at the URL."""
         ...
 
     def delete(self, key: str) -> None:

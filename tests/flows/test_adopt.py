@@ -23,7 +23,7 @@ from packtrain.model.manifest import FILE_NAME, Manifest
 from packtrain.ports import ObjectInfo, Store
 from packtrain.storage import open_store
 from packtrain.storage.directory import DirectoryStore
-from packtrain.storage.objects import ObjectStore
+from packtrain.storage.multipart import S3Multipart
 from packtrain.storage.s3 import S3
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
@@ -142,13 +142,13 @@ def test_within_a_bucket_the_server_copies(
     url = f"{s3_environment.url}/{uuid.uuid4().hex}"
     put(open_store(f"{url}/v1"), models.first)
     uploaded: list[str] = []
-    upload = ObjectStore.upload
+    put_ = S3Multipart.put
 
-    def watched(store: ObjectStore, key: str, *rest) -> None:  # type: ignore[no-untyped-def]
+    def watched(multipart: S3Multipart, key: str, *rest) -> None:  # type: ignore[no-untyped-def]
         uploaded.append(key.rpartition("/")[2])
-        upload(store, key, *rest)
+        put_(multipart, key, *rest)
 
-    monkeypatch.setattr(ObjectStore, "upload", watched)
+    monkeypatch.setattr(S3Multipart, "put", watched)
     house = make_house(store=open_store(f"{url}/registry"))
     take(house, open_store(f"{url}/v1"))
     assert sorted(uploaded) == ["MLmodel", "requirements.txt"]  # what nobody else has

@@ -60,6 +60,7 @@ def published(published: Published) -> dict[str, Any]:
         "kind": published.kind,
         "size": published.size,
         "uploaded": published.uploaded,
+        "copied": published.copied,
         "left": list(published.left),
         "warnings": [finding(each) for each in published.findings],
         "alias": move(published.move) if published.move else None,

@@ -172,9 +172,10 @@ def published(published: Published) -> str:
         return f"{published.name} would get a new version: {what}; {size(published.uploaded)} to upload"
     if not published.created:
         return "\n".join([f"{published.version} holds these bytes already: {what}", *_moved(published.move)])
-    return "\n".join(
-        [f"{published.version}: {what}; {size(published.uploaded)} uploaded", *_moved(published.move)],
-    )
+    traffic = f"{size(published.uploaded)} uploaded"
+    if published.copied:
+        traffic += f", {size(published.copied)} copied by the store"
+    return "\n".join([f"{published.version}: {what}; {traffic}", *_moved(published.move)])
 
 
 def _moved(moved: Move | None) -> list[str]:

@@ -1,66 +1,128 @@
-"""From the files of a checkpoint to the entries of a manifest: both digests in one read."""
+"""From the files of a checkpoint to the entries of a manifest: all digests in one read.
+
+SHA-256 names a file, BLAKE3 checks a chunk, and CRC-32 is what stores check (`packtrain.ports.Multipart`); that of a
+chunk is kept for as long as the publish takes, and combined into those of parts and objects.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from blake3 import blake3
 
 from packtrain.flows.sources import NewFile
 from packtrain.flows.workers import Halt, run_all
+from packtrain.model.crc32 import combined
 from packtrain.model.manifest import Chunk, FileEntry
 from packtrain.model.safetensors import Header, HeaderError, cut, header_length, parse_header
+from packtrain.model.sourcing import Run
 from packtrain.ports import Reporter
 
-_PIECE = 1 << 20  # bytes read at once
+_PIECE = 1 << 20  # bytes read at once to be hashed
+_SENT = 256 << 10  # to be sent: they stay in the processor's cache from the file to the wire
+
+Checksums = Mapping[str, Sequence[int]]  # CRC-32 of each chunk, by the path of its file
+
+_local = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """What one read of some files gave: their entries, in the order of the files, and their checksums."""
+
+    entries: list[FileEntry]
+    checksums: Checksums
 
 
 def hash_files(files: Sequence[NewFile], reporter: Reporter) -> list[FileEntry]:
     """The manifest entries of files, in their order. Raises Refused if a file changes while it is read."""
+    return _hash_all(files, reporter, checks=False).entries
+
+
+def hash_and_check(files: Sequence[NewFile], reporter: Reporter) -> Hashed:
+    """The same, with what a store checks."""
+    return _hash_all(files, reporter, checks=True)
+
+
+def crc32_of(entry: FileEntry, crc32s: Sequence[int]) -> int:
+    """Of a whole file, from those of its chunks."""
+    return combined((crc32, chunk.length) for crc32, chunk in zip(crc32s, entry.chunks, strict=True))
+
+
+def checksums_of(file: NewFile, entry: FileEntry, halt: Halt) -> Sequence[int]:
+    """The CRC-32 of each chunk of a file that was hashed in another way. Raises Refused if it changed."""
+    crc32s, crc32 = list[int](), 0
+    for part, digest in _cut(file.source.read(0, entry.size, _buffer(_PIECE)), (c.length for c in entry.chunks)):
+        halt.check()
+        crc32 = zlib.crc32(part, crc32)
+        if digest is not None:
+            if digest != entry.chunks[len(crc32s)].blake3:
+                raise file.source.changed()
+            crc32s.append(crc32)
+            crc32 = 0
+    return crc32s
+
+
+def checked_body(file: NewFile, entry: FileEntry, advance: Callable[[int], None], halt: Halt) -> Iterator[bytes]:
+    """`checked_run` of a whole file, in pieces that may be kept."""
+    return map(bytes, checked_run(file, Run.whole(entry), advance, halt))
+
+
+def checked_run(file: NewFile, run: Run, advance: Callable[[int], None], halt: Halt) -> Iterator[memoryview]:
+    """The bytes of some chunks of a file in pieces, each valid until the next, each chunk checked as it passes.
+
+    Raises Refused at the first chunk that is not what was hashed: the file changed meanwhile.
+    """
+    expected = iter(run.chunks)
+    pieces = file.source.read(run.start, run.length, _buffer(_SENT))
+    for part, digest in _cut(pieces, (chunk.length for chunk in run.chunks)):
+        halt.check()
+        if digest is not None and digest != next(expected).blake3:
+            raise file.source.changed()  # before the last piece leaves, so that nothing is ever completed
+        advance(len(part))
+        yield part
+
+
+def _hash_all(files: Sequence[NewFile], reporter: Reporter, *, checks: bool) -> Hashed:
     reporter.begin("hashing", sum(file.source.size for file in files))
     try:
         largest_first = sorted(range(len(files)), key=lambda i: -files[i].source.size)
-        entries = run_all(
-            lambda i, halt: (i, _hash(files[i], reporter, halt)),
+        found = run_all(
+            lambda i, halt: (i, _hash(files[i], checks, reporter, halt)),
             largest_first,
             threads=min(os.cpu_count() or 1, 16),
             name="hash",
         )
     finally:
         reporter.end()
-    return [entry for _, entry in sorted(entries)]
+    entries = [entry for _, (entry, _) in sorted(found, key=lambda each: each[0])]
+    return Hashed(entries, {entry.path: crc32s for _, (entry, crc32s) in found})
 
 
-def checked_body(file: NewFile, entry: FileEntry, reporter: Reporter, halt: Halt) -> Iterator[bytes]:
-    """The bytes of a file in pieces, each chunk checked against the manifest as it passes.
-
-    Raises Refused at the first chunk that is not what was hashed: the file changed meanwhile.
-    """
-    expected = iter(entry.chunks)
-    pieces = file.source.read(0, entry.size, _buffer())
-    for part, digest in _cut(pieces, (chunk.length for chunk in entry.chunks)):
-        halt.check()
-        if digest is not None and digest != next(expected).blake3:
-            raise file.source.changed()  # before the last piece leaves, so that the object is never completed
-        reporter.advance(len(part))
-        yield bytes(part)
-
-
-def _hash(file: NewFile, reporter: Reporter, halt: Halt) -> FileEntry:
+def _hash(file: NewFile, checks: bool, reporter: Reporter, halt: Halt) -> tuple[FileEntry, Sequence[int]]:
+    """``checks``: whether checksums are wanted; else there are none."""
     size = file.source.size
     lengths = cut(size, _header(file))
     sha256, chunks = hashlib.sha256(), list[Chunk]()
-    for part, digest in _cut(file.source.read(0, size, _buffer()), lengths):
+    crc32s, crc32 = list[int](), 0
+    for part, digest in _cut(file.source.read(0, size, _buffer(_PIECE)), lengths):
         halt.check()
         sha256.update(part)
+        crc32 = zlib.crc32(part, crc32) if checks else 0
         if digest is not None:
             chunks.append(Chunk(lengths[len(chunks)], digest))
+            crc32s.append(crc32)
+            crc32 = 0
         reporter.advance(len(part))
-    return FileEntry(
+    entry = FileEntry(
         path=file.path, size=size, sha256=sha256.hexdigest(), chunks=tuple(chunks), generated=file.generated
     )
+    return entry, crc32s if checks else ()
 
 
 def _header(file: NewFile) -> Header | None:
@@ -76,7 +138,7 @@ def _header(file: NewFile) -> Header | None:
 
 
 def _range(file: NewFile, length: int) -> bytes:
-    return b"".join(bytes(piece) for piece in file.source.read(0, length, _buffer()))
+    return b"".join(bytes(piece) for piece in file.source.read(0, length, _buffer(_PIECE)))
 
 
 def _cut(pieces: Iterable[memoryview], lengths: Iterable[int]) -> Iterator[tuple[memoryview, str | None]]:
@@ -94,5 +156,9 @@ def _cut(pieces: Iterable[memoryview], lengths: Iterable[int]) -> Iterator[tuple
                 left, digest = next(ends, 0), blake3()
 
 
-def _buffer() -> memoryview:
-    return memoryview(bytearray(_PIECE))
+def _buffer(size: int) -> memoryview:
+    """This thread's own, made once."""
+    buffers: dict[int, memoryview] = _local.__dict__.setdefault("buffers", {})
+    if size not in buffers:
+        buffers[size] = memoryview(bytearray(size))
+    return buffers[size]

@@ -63,7 +63,12 @@ def find_damaged(store: Store, prefix: str, files: Sequence[FileEntry], reporter
 
 def is_whole(store: Store, prefix: str, file: FileEntry, halt: Halt) -> bool:
     """Reads one file of a version from the store: whether it is what the manifest says."""
-    return not file.chunks or _is_right(store, prefix, Run.whole(file), lambda _: None, halt)
+    return holds(store, prefix, Run.whole(file), halt)
+
+
+def holds(store: Store, prefix: str, run: Run, halt: Halt) -> bool:
+    """Reads some chunks of a version from the store: whether they are what the manifest says."""
+    return not run.chunks or _is_right(store, prefix, run, lambda _: None, halt)
 
 
 def _is_right(store: Store, prefix: str, run: Run, advance: Callable[[int], None], halt: Halt) -> bool:

@@ -6,19 +6,22 @@ same command again finds them and goes on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packtrain.errors import Condemned, PreflightRefused
-from packtrain.flows import bases
-from packtrain.flows.hashing import hash_files
+from packtrain.errors import Condemned, IntegrityError, PreflightRefused
+from packtrain.flows import bases, integrity
+from packtrain.flows.hashing import Checksums, Hashed, hash_and_check, hash_files
+from packtrain.flows.holdings import find_holdings
 from packtrain.flows.promote import Move, promote
+from packtrain.flows.sending import Traffic
 from packtrain.flows.sources import LocalDirectory, NewFile, Origin, files_of
-from packtrain.flows.storing import Lease, find_lacking, find_wrong, seal, send, settle
+from packtrain.flows.storing import Lease, Load, find_lacking, find_wrong, seal, send, settle
 from packtrain.model.digest import Digest
 from packtrain.model.finding import Finding
 from packtrain.model.lineage import Lineage, record_key
-from packtrain.model.manifest import Manifest
+from packtrain.model.manifest import FileEntry, Manifest
 from packtrain.model.reference import Reference, check_alias, check_name
 from packtrain.model.version import ModelVersion, version_prefix
 from packtrain.ports import Clock, Registry, Reporter, Store
@@ -43,6 +46,7 @@ class Request:
     base: str | None = None
     allow_code: bool = False
     force: bool = False
+    paranoid: bool = False  # read everything back
     dry_run: bool = False
 
     @property
@@ -57,7 +61,8 @@ class Published:
     """What a publish did. Sizes in bytes.
 
     ``version`` is None after a dry run of new bytes; ``created`` is False when these bytes were a version already;
-    ``uploaded`` is what the store got, or after a dry run would get. ``findings`` are preflight's warnings;
+    ``uploaded`` is what was sent to the store, or after a dry run would be at most; ``copied`` is what the store copied
+    by itself from what it holds. ``findings`` are preflight's warnings;
     ``lineage`` is what is known of how the checkpoint was made.
     """
 
@@ -68,6 +73,7 @@ class Published:
     version: ModelVersion | None
     created: bool
     uploaded: int
+    copied: int
     left: tuple[str, ...]
     findings: tuple[Finding, ...]
     lineage: Lineage
@@ -80,6 +86,7 @@ class _Candidate:
 
     origin: Origin
     files: list[NewFile]
+    checksums: Checksums
     manifest: Manifest
     base: bases.ResolvedBase
     lineage: Lineage
@@ -111,22 +118,23 @@ def publish_checkpoint(
     if (unpublished := base.finding(checkpoint.kind)) is not None:
         findings = (*findings, _told(unpublished, reporter))
     files = files_of(checkpoint, origin)
-    manifest = Manifest.of(checkpoint.kind, hash_files(files, reporter), base.for_manifest(checkpoint.kind))
+    hashed = _hash(store, files, reporter)
+    manifest = Manifest.of(checkpoint.kind, hashed.entries, base.for_manifest(checkpoint.kind))
     code = any(finding.code == "custom-code" for finding in findings)  # --allow-code, or it was refused
-    candidate = _Candidate(origin, files, manifest, base, base.note(lineage), code)
+    candidate = _Candidate(origin, files, hashed.checksums, manifest, base, base.note(lineage), code)
     state = registry.read(request.name).state
     version = state.same_payload(manifest.payload)
-    created, uploaded = False, 0
+    created, traffic = False, Traffic()
     if version is None or request.force:
         if request.dry_run:
             version = None
             manifest = state.uncondemned(manifest)
             lacking = find_lacking(store, version_prefix(request.name, manifest.digest), manifest)
-            uploaded = sum(file.size for file in lacking)
+            traffic = Traffic(sent=sum(file.size for file in lacking))
         else:
             lineage = bases.identify(candidate.lineage, request.folders, registry, reporter)
             candidate = replace(candidate, lineage=lineage)
-            version, created, uploaded = _create(store, registry, request, candidate, reporter, clock)
+            version, created, traffic = _create(store, registry, request, candidate, reporter, clock)
     move = None
     if request.alias and version and not request.dry_run:
         reference = Reference(request.name, version=version.number)
@@ -138,12 +146,20 @@ def publish_checkpoint(
         size=manifest.size,
         version=version,
         created=created,
-        uploaded=uploaded,
+        uploaded=traffic.sent,
+        copied=traffic.copied,
         left=tuple(left.path for left in checkpoint.left),
         findings=findings,
         lineage=candidate.lineage,
         move=move,
     )
+
+
+def _hash(store: Store, files: list[NewFile], reporter: Reporter) -> Hashed:
+    if store.multipart is None:
+        return Hashed(hash_files(files, reporter), {})
+    store.multipart.warm()
+    return hash_and_check(files, reporter)
 
 
 def _preflight(
@@ -185,8 +201,8 @@ def lineage_of(checkpoint: Checkpoint, request: Request, reporter: Reporter) -> 
 
 def _create(
     store: Store, registry: Registry, request: Request, candidate: _Candidate, reporter: Reporter, clock: Clock
-) -> tuple[ModelVersion, bool, int]:
-    """The version, whether it is new, and the bytes that were uploaded for it.
+) -> tuple[ModelVersion, bool, Traffic]:
+    """The version, whether it is new, and what it took.
 
     A publish that slept past its lease may find that garbage collection gave up what it had sent. Then it starts anew,
     under another digest.
@@ -201,7 +217,7 @@ def _create(
 
 def _attempt(
     store: Store, registry: Registry, request: Request, candidate: _Candidate, reporter: Reporter, clock: Clock
-) -> tuple[ModelVersion, bool, int]:
+) -> tuple[ModelVersion, bool, Traffic]:
     name = request.name
     state = registry.read(name).state
     manifest = state.uncondemned(candidate.manifest)
@@ -212,9 +228,19 @@ def _attempt(
     held = candidate.base.version if manifest.kind == "adapter" else None  # a merged model's is lineage alone
     if held is not None:
         registry.change(held.name, lambda state: state.reference(held.digest, name, digest))
-    wrong = find_wrong(store, prefix, manifest, reporter)
-    send(store, prefix, candidate.files, wrong.all, lease.renew, reporter)
+    known = request.paranoid or any(version.digest == digest for version in state.versions.values())
+    wrong = find_wrong(store, prefix, manifest, reporter, checksums=None if known else candidate.checksums)
+    load = Load(
+        prefix,
+        files={file.path: file for file in candidate.files},
+        checksums=candidate.checksums,
+        holdings=find_holdings(store, registry, state, manifest, candidate.base.version),
+        renew=lease.renew,
+    )
+    traffic = send(store, load, wrong.all, reporter)
     candidate.origin.require_unchanged()
+    if request.paranoid:
+        _read_back(store, prefix, wrong.all, reporter)
     seal(store, prefix, manifest)
     lineage = state.uncondemned_record(candidate.lineage.encode())
     record = Digest.of(lineage)
@@ -232,7 +258,16 @@ def _attempt(
         ),
     )
     if event is not None:
-        return log.state.version(event.details["version"]), True, wrong.size
+        return log.state.version(event.details["version"]), True, traffic
     version = log.state.same_payload(manifest.payload)
     assert version is not None
-    return version, False, wrong.size
+    return version, False, traffic
+
+
+def _read_back(store: Store, prefix: str, entries: Sequence[FileEntry], reporter: Reporter) -> None:
+    """Of what was sent; what was there before was read then."""
+    for entry in integrity.find_damaged(store, prefix, entries, reporter):
+        raise IntegrityError(
+            f"{store.locate(prefix + entry.path)} is not what was just sent there; nothing was published",
+            hint="Look at the store's disks and log, then run the command again: it sends again what is damaged.",
+        )

@@ -9,9 +9,10 @@ from functools import cached_property
 from packtrain.errors import IntegrityError, NotFound, Refused
 from packtrain.flows import bases, catalog, integrity
 from packtrain.flows.hashing import hash_files
+from packtrain.flows.holdings import Holdings
 from packtrain.flows.publish import Request, lineage_of
 from packtrain.flows.sources import LocalDirectory, NewFile, files_of
-from packtrain.flows.storing import Wrong, find_lacking, find_wrong, send, settle
+from packtrain.flows.storing import Load, Wrong, find_lacking, find_wrong, send, settle
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import State
 from packtrain.model.lineage import record_key
@@ -91,7 +92,8 @@ def _repair(
     manifest = _manifest(store, version, entries, made)
     wrong = find_wrong(store, version.prefix, manifest, reporter)
     _require_makeable(version, wrong, entries)
-    send(store, version.prefix, files, wrong.all, lambda: None, reporter)
+    by_path = {file.path: file for file in files}
+    send(store, Load(version.prefix, by_path, {}, Holdings(manifest), lambda: None), wrong.all, reporter)
     mended = [entry.path for entry in wrong.all]
     if settle(store, version.prefix + FILE_NAME, manifest.encode()):
         mended.append(FILE_NAME)

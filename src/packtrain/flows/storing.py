@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Lock
 
 from packtrain.errors import AlreadyExists, NotFound, Unavailable
 from packtrain.flows import integrity
-from packtrain.flows.hashing import checked_body
-from packtrain.flows.sources import NewFile
+from packtrain.flows.hashing import Checksums, checked_body, crc32_of
+from packtrain.flows.holdings import Holdings
+from packtrain.flows.sending import Outgoing, Sending, Traffic
+from packtrain.flows.sources import LocalFile, NewFile
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import timestamp
 from packtrain.model.manifest import FILE_NAME, FileEntry, Manifest
-from packtrain.ports import Clock, Registry, Reporter, Store
+from packtrain.model.sourcing import Place
+from packtrain.ports import Clock, Multipart, Registry, Reporter, Store
 
 THREADS = 4  # files sent at once; the store may send several parts of each at once
 LEASE = timedelta(hours=1)  # how long a publish that stopped answering keeps its objects from being collected
@@ -65,45 +69,82 @@ class Lease:
             self._renewed = now
 
 
-def find_wrong(store: Store, prefix: str, manifest: Manifest, reporter: Reporter) -> Wrong:
+def find_wrong(
+    store: Store, prefix: str, manifest: Manifest, reporter: Reporter, *, checksums: Checksums | None = None
+) -> Wrong:
     """What is to be sent so that ``prefix`` holds what the manifest says.
 
-    An object that is there already is read back before a version may name it. Its size says nothing of how it came
-    there: by an earlier publish that was interrupted, or by a copy that nobody could check any more; and since an
-    older version was made of it (--force, or after an archive) a disk may have failed. One read of what is there is
-    the cheapest proof that holds for all of these: it is less than to send it again, and a publish that nothing
-    interrupted never pays it.
+    Of an object that is there already the size says nothing: it may be of an interrupted publish, or of a copy that
+    nobody could check any more. With ``checksums`` it counts if the store says that it got just these bytes. Else it is
+    read: since an older version was made of it (--force, or after an archive) a disk may have failed. That is less than
+    to send it again.
     """
     lacking = find_lacking(store, prefix, manifest)
     absent = {entry.path for entry in lacking}
     there = [entry for entry in manifest.files if entry.path not in absent]
+    if store.multipart is not None and checksums is not None:
+        there = _unconfirmed(store.multipart, prefix, there, checksums)
     damaged = integrity.find_damaged(store, prefix, there, reporter)
     for entry in damaged:
         reporter.note(f"damaged in the store: {entry.path}")
     return Wrong(tuple(lacking), tuple(damaged))
 
 
-def send(
-    store: Store,
-    prefix: str,
-    files: Iterable[NewFile],
-    entries: Iterable[FileEntry],
-    renew: Renew,
-    reporter: Reporter,
-) -> None:
-    """Writes the objects of ``entries``, each byte checked: on its way, or where it lies."""
-    by_path = {file.path: file for file in files}
+def _unconfirmed(
+    multipart: Multipart, prefix: str, entries: Sequence[FileEntry], checksums: Checksums
+) -> list[FileEntry]:
+    """Those of which the store does not say that they are right."""
+
+    def confirmed(entry: FileEntry, halt: Halt) -> bool:
+        halt.check()
+        try:
+            return multipart.crc32(prefix + entry.path) == crc32_of(entry, checksums[entry.path])
+        except NotFound:
+            return False
+
+    said = run_all(confirmed, entries, threads=THREADS, name="ask")
+    return [entry for entry, right in zip(entries, said, strict=True) if not right]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is to be written below ``prefix``: files by their paths, their checksums, and where the store has the same
+    bytes. ``renew`` keeps the lease."""
+
+    prefix: str
+    files: Mapping[str, NewFile]
+    checksums: Checksums
+    holdings: Holdings
+    renew: Renew
+
+
+def send(store: Store, load: Load, entries: Iterable[FileEntry], reporter: Reporter) -> Traffic:
+    """Writes the objects of ``entries``, each byte checked: on its way, by the store, or where it lies."""
     largest_first = sorted(entries, key=lambda entry: -entry.size)
     reporter.begin("uploading", sum(entry.size for entry in largest_first))
     try:
-        run_all(
-            lambda entry, halt: _send(store, prefix, by_path[entry.path], entry, renew, reporter, halt),
+        if store.multipart is not None:
+            sending = Sending(
+                store,
+                store.multipart,
+                load.prefix,
+                checksums=load.checksums,
+                locate=lambda place: _locate(store, load, place),
+                renew=load.renew,
+                reporter=reporter,
+            )
+            sending.send([_outgoing(store, load, entry) for entry in largest_first])
+            return sending.traffic
+        copied = run_all(
+            lambda entry, halt: _send(store, load, entry, reporter, halt),
             largest_first,
             threads=THREADS,
             name="send",
         )
     finally:
         reporter.end()
+    total = sum(entry.size for entry in largest_first)
+    return Traffic(sent=total - sum(copied), copied=sum(copied))
 
 
 def find_lacking(store: Store, prefix: str, manifest: Manifest) -> list[FileEntry]:
@@ -133,29 +174,68 @@ def settle(store: Store, key: str, data: bytes) -> bool:
     return True
 
 
-def _send(
-    store: Store, prefix: str, file: NewFile, entry: FileEntry, renew: Renew, reporter: Reporter, halt: Halt
-) -> None:
-    renew()
-    if _copied(store, prefix, file, entry, renew, reporter, halt):
-        return
-    store.upload(prefix + entry.path, _renewing(checked_body(file, entry, reporter, halt), renew), entry.size)
+_ORIGIN = Digest.of(b"origin")  # stands for where the files come from, in places
+
+
+def _outgoing(store: Store, load: Load, entry: FileEntry) -> Outgoing:
+    """A file for a store that copies ranges: it has it in earlier versions, or where the file comes from."""
+    file = load.files[entry.path]
+    url = file.source.url
+    if url is None or url.split("/")[:3] != store.url.split("/")[:3]:  # not of the same bucket
+        return Outgoing(file, entry, load.holdings.at_hand.files.get(entry.path), load.holdings.of(entry))
+    places, start = dict[int, Place](), 0
+    for index, chunk in enumerate(entry.chunks):
+        places[index] = Place(_ORIGIN, entry.path, start)
+        start += chunk.length
+    return Outgoing(file, entry, Place(_ORIGIN, entry.path), places)
+
+
+def _locate(store: Store, load: Load, place: Place) -> str:
+    url = load.files[place.path].source.url if place.snapshot == _ORIGIN else None
+    return url or store.locate(load.holdings.key(place))
+
+
+def _send(store: Store, load: Load, entry: FileEntry, reporter: Reporter, halt: Halt) -> int:
+    """Writes one object whole. Returns how many bytes the store copied."""
+    load.renew()
+    file = load.files[entry.path]
+
+    def advance(count: int) -> None:
+        halt.check()
+        load.renew()
+        reporter.advance(count)
+
+    if _shared(store, load, entry, advance, halt):
+        return entry.size
+    if _copied(store, load.prefix, file, entry, advance, halt):
+        return 0 if isinstance(file.source, LocalFile) else entry.size
+    body = _renewing(checked_body(file, entry, reporter.advance, halt), load.renew)
+    store.upload(load.prefix + entry.path, body, entry.size)
+    return 0
+
+
+def _shared(store: Store, load: Load, entry: FileEntry, advance: Callable[[int], None], halt: Halt) -> bool:
+    """Whether the object is that of an earlier version now, read and right."""
+    place = load.holdings.at_hand.files.get(entry.path)
+    if place is None:
+        return False
+    url = store.locate(load.holdings.key(place))
+    with suppress(NotFound):  # it has been collected meanwhile
+        if store.copy_from(url, load.prefix + entry.path, entry.size, advance, fixed=True):
+            if integrity.is_whole(store, load.prefix, entry, halt):
+                return True
+            advance(-entry.size)
+    return False
 
 
 def _copied(
-    store: Store, prefix: str, file: NewFile, entry: FileEntry, renew: Renew, reporter: Reporter, halt: Halt
+    store: Store, prefix: str, file: NewFile, entry: FileEntry, advance: Callable[[int], None], halt: Halt
 ) -> bool:
-    """Whether the store made the object by itself.
+    """Whether the store made the object by itself from where the file comes from.
 
     Its bytes did not pass through here, so they are proven in another way before a version names them: the origin of
     a tagged source tells afterwards that nobody wrote to it since it was hashed; any other copy is read back now.
     """
-
-    def advance(count: int) -> None:
-        halt.check()
-        renew()
-        reporter.advance(count)
-
     url = file.source.url
     try:
         if url is None or not store.copy_from(url, prefix + entry.path, entry.size, advance):

@@ -102,7 +102,7 @@ def _fitted(stretches: Sequence[_Stretch], smallest: int) -> list[_Stretch]:
 
 
 def _take(stretch: _Stretch, count: int) -> tuple[_Stretch, _Stretch | None]:
-    """The first chunks of a stretch that make up ``count`` bytes at least, to be sent; and the rest, if there is any."""
+    """The first chunks of a stretch that make up ``count`` bytes at least, to be sent; and the rest, if any."""
     taken, length = 0, 0
     while length < count and stretch.run.begin + taken < stretch.run.end:
         length += stretch.run.file.chunks[stretch.run.begin + taken].length

@@ -136,12 +136,15 @@ class DirectoryStore:
                     key, lambda folder: os.rename(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folder)
                 )
 
-    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None], *, fixed: bool = False) -> bool:
         """By copy_file_range(2), within one file system: XFS, Btrfs, NFS 4.2 and JuiceFS then share the blocks or copy
-        them on the server; elsewhere the kernel copies."""
+        them on the server; elsewhere the kernel copies. What is fixed is linked: one file with two names."""
         if not url.startswith("file://"):
             return False
         path = Path(unquote(url.removeprefix("file://")))
+        if fixed and self._linked(path, key, size):
+            advance(size)
+            return True
         with self._unfinished() as new:
             try:
                 with path.open("rb", buffering=0) as source:
@@ -161,6 +164,26 @@ class DirectoryStore:
                 self._place(
                     key, lambda folder: os.rename(new.name, _name(key), src_dir_fd=new.folder, dst_dir_fd=folder)
                 )
+        return True
+
+    def _linked(self, path: Path, key: str, size: int) -> bool:
+        """Whether the file system gave a file a second name, in place of whatever had it."""
+        with self._errors(key), ExitStack() as opened:
+            hidden, folder = _hidden_name(), self._make_folders(opened, [TEMPORARY])[-1]
+            try:
+                info = path.lstat()
+                if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+                    return False
+                os.link(path, hidden, dst_dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError as error:
+                raise NotFound(f"there is no {path}") from error
+            except OSError:  # another file system, none with links, or too many: then it is copied
+                return False
+            try:
+                self._place(key, lambda to: os.rename(hidden, _name(key), src_dir_fd=folder, dst_dir_fd=to))
+            finally:
+                with suppress(OSError):  # rename(2) of two names of one file leaves both
+                    os.unlink(hidden, dir_fd=folder)
         return True
 
     def delete(self, key: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PAUSES = (0.0, 0.1, 0.4, 1.6, 5.0)  # seconds before a body is sent again
 _MISMATCHES = ("BadDigest", "XAmzContentChecksumMismatch")
-_LACKING = ("NotImplemented", "MethodNotAllowed", "Unsupported")
+_NOT_COPIED = ("NotImplemented", "MethodNotAllowed", "InvalidRequest", "InvalidArgument", "InvalidObjectState")
 _HEADERS = {  # of CreateMultipartUpload's attributes, for PutObject
     "ServerSideEncryption": "x-amz-server-side-encryption",
     "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
@@ -115,7 +115,7 @@ class S3Multipart:
             try:
                 answer = self._boto.s3.upload_part_copy(**self._upload(upload), **asked)["CopyPartResult"]
             except Exception as error:
-                if getattr(error, "response", {}).get("Error", {}).get("Code") in _LACKING:
+                if getattr(error, "response", {}).get("Error", {}).get("Code") in _NOT_COPIED:
                     return None
                 raise
         return PartInfo(number, length, answer["ETag"], _decoded(answer.get("ChecksumCRC32")))

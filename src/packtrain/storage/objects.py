@@ -238,7 +238,15 @@ class ObjectStore:
 
         hand_over(pieces, send)
 
-    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+    def copy_from(
+        self,
+        url: str,
+        key: str,
+        size: int,
+        advance: Callable[[int], None],
+        *,
+        fixed: bool = False,  # noqa: ARG002 - a copy in any case
+    ) -> bool:
         """Within the bucket, by one call. An object that is too large for that is the caller's to stream."""
         if not url.startswith(f"{self._provider.url}/") or size > self._provider.copies:
             return False

@@ -105,9 +105,9 @@ class FaultyStore:
         self._inner.upload(key, self.counted(body), size)
         self.after(fault)
 
-    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None], *, fixed: bool = False) -> bool:
         fault = self.before()
-        copied = self._inner.copy_from(url, key, size, advance)
+        copied = self._inner.copy_from(url, key, size, advance, fixed=fixed)
         self.after(fault)
         return copied
 

@@ -59,7 +59,15 @@ class MemoryStore:
         with self._lock:
             self.objects[key] = data
 
-    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+    def copy_from(
+        self,
+        url: str,
+        key: str,
+        size: int,
+        advance: Callable[[int], None],
+        *,
+        fixed: bool = False,  # noqa: ARG002 - bytes never change
+    ) -> bool:
         if not url.startswith(f"{self.url}/"):
             return False
         data = self.get(url.removeprefix(f"{self.url}/"))
