@@ -88,7 +88,7 @@ def test_a_second_version_is_copied_where_it_is_the_same(make_house: Make, model
 
 
 def test_the_base_is_copied_from_too(make_house: Make, models: Models) -> None:
-    store, multipart = by_parts()
+    store, _multipart = by_parts()
     house = make_house(store=store)
     house.publish(models.base, "base")
     assert house.publish(models.first, "tuned", base="base/1").copied > 0
@@ -96,7 +96,7 @@ def test_the_base_is_copied_from_too(make_house: Make, models: Models) -> None:
 
 
 def test_a_damaged_version_is_not_copied(make_house: Make, models: Models) -> None:
-    store, multipart = by_parts()
+    store, _multipart = by_parts()
     house = make_house(store=store)
     house.publish(models.first)
     for key in weights(store):
@@ -120,7 +120,7 @@ def test_a_server_that_copies_nothing_is_sent_everything(make_house: Make, model
 
 
 def test_what_a_silent_store_does_not_say_is_read_back(make_house: Make, models: Models) -> None:
-    store, multipart = by_parts(silent=True)
+    store, _multipart = by_parts(silent=True)
     read = 0
     once = store.read
 
