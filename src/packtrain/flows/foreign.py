@@ -96,15 +96,7 @@ class _ReadOnly:
     def upload(self, key: str, body: Iterable[bytes], size: int) -> NoReturn:  # noqa: ARG002
         self._refuse()
 
-    def copy_from(
-        self,
-        url: str,
-        key: str,
-        size: int,
-        advance: Callable[[int], None],
-        *,
-        fixed: bool = False,  # noqa: ARG002
-    ) -> bool:
+    def copy_from(self, *_: object, fixed: bool = False) -> bool:  # noqa: ARG002
         return False
 
     def delete(self, key: str) -> NoReturn:  # noqa: ARG002
