@@ -57,7 +57,7 @@ def test_the_svg_tells_the_whole_story() -> None:
         "promoted by alice, 2026-03-02", "accuracy 0.87",
         "rolled back by alice", "dataset: identity", hex_of("identity")[:12], "evaluation: identity-eval",
         "training: sft lora",
-        "learning_rate 0.0001", "3 steps in 1 epochs, template qwen", "eval_loss 1.5", "adapter: saves/sft",
+        "learning_rate 0.0001", "3 steps in 1 epoch, template qwen", "eval_loss 1.5", "adapter: saves/sft",
         "git 0123abc",
         "loss (nats per token)", "training step", "training 1.25", "evaluation 1.5", "torch unknown",
     ):  # fmt: skip

@@ -100,7 +100,8 @@ def lineage_rows(lineage: Lineage | None) -> list[tuple[str, str]]:
     if lineage is None or not lineage.known:
         return [("lineage", UNKNOWN)]
     training = " ".join(filter(None, (lineage.stage, lineage.finetuning_type)))
-    epochs = f" in {number(lineage.epochs)} epochs" if lineage.epochs is not None else ""
+    epoch = "epoch" if lineage.epochs == 1 else "epochs"
+    epochs = f" in {number(lineage.epochs)} {epoch}" if lineage.epochs is not None else ""
     metrics = {key: number(value) for key, value in sorted(lineage.metrics.items()) if not of_the_machine(key)}
     dirty = {True: " and uncommitted changes", False: "", None: " (whether it was changed: unknown)"}
     merged = lineage.adapters or lineage.export_config or lineage.export_tools

@@ -48,7 +48,8 @@ def _training(lineage: Lineage) -> Iterator[str]:
         yield "lora " + _pairs(lineage.lora)
     main = {key: lineage.hyperparameters[key] for key in _SHOWN if key in lineage.hyperparameters}
     yield _pairs(main) or "hyperparameters unknown"
-    epochs = f" in {number(lineage.epochs)} epochs" if lineage.epochs is not None else ""
+    epoch = "epoch" if lineage.epochs == 1 else "epochs"
+    epochs = f" in {number(lineage.epochs)} {epoch}" if lineage.epochs is not None else ""
     steps = f"{lineage.steps} steps{epochs}" if lineage.steps is not None else "steps unknown"
     yield f"{steps}, template {lineage.template or UNKNOWN}"
     metrics = {
