@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ENGINE ?= real
+TOGETHER := -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: demo test check lint types format engines bench lock clean help
 
@@ -15,10 +16,11 @@ demo: .venv/.ready ## the main job, end to end, with real engines (ENGINE=none: 
 
 test: .venv/.ready ## every test, those with real LLaMA-Factory and vLLM included
 	$(BIN)/python tools/engines.py all
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not engine" $(TOGETHER)
+	$(BIN)/python -m pytest tests -m engine
 
 check: .venv/.ready lint types ## the fast loop: lint, types, layers, tests without engines
-	$(BIN)/python -m pytest tests -m "not engine and not slow" -n auto --maxprocesses 4 --dist loadgroup --hypothesis-profile fast
+	$(BIN)/python -m pytest tests -m "not engine and not slow" $(TOGETHER) --hypothesis-profile fast
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
