@@ -13,7 +13,7 @@
     ├── LocalDiskError        this machine's disk: full, read-only, failing
     └── EngineError           LLaMA-Factory or vLLM is missing or failed
 
-Each says what happened, to what, and (``hint``) what to do next. Exit codes are mapped here and nowhere else.
+Each says what happened, to what, and (``advice``) what to do next. Exit codes are mapped here and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,20 +27,31 @@ if TYPE_CHECKING:
 
 
 class PacktrainError(Exception):
-    """The root. ``str()`` is one line for people; ``hint`` is what to do next, or empty."""
+    """The root. ``str()`` is one line for people; ``hint`` is what to do next, or empty where the usual helps."""
+
+    usual = "packtrain doctor says whether this machine is set up right."
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
+    @property
+    def advice(self) -> str:
+        """What to do next."""
+        return self.hint or self.usual
+
 
 class UsageError(PacktrainError):
     """What was asked makes no sense as written."""
 
+    usual = "Correct it. The command with --help says what it takes, docs/settings.md which settings there are."
+
 
 class Refused(PacktrainError):
     """Understood, and not done, because it would break a law or a policy."""
+
+    usual = "Remove what stands against it, then run the command again."
 
 
 class PreflightRefused(Refused):
@@ -54,9 +65,13 @@ class PreflightRefused(Refused):
 class NotFound(PacktrainError):
     """A model, version, alias, object or file that does not exist."""
 
+    usual = "Check how it is written: packtrain models lists what is registered; paths begin in the working directory."
+
 
 class Conflict(PacktrainError):
     """Somebody else was first. Nothing was changed."""
+
+    usual = "See who it was with packtrain history, then decide again."
 
 
 class AlreadyExists(Conflict):
@@ -70,10 +85,14 @@ class Condemned(Conflict):
 class IntegrityError(PacktrainError):
     """Bytes or history that are not what their digest says. Nothing unverified was kept."""
 
+    usual = "Do not serve it. packtrain verify --bytes shows how far the damage goes, and what mends it."
+
 
 class Unavailable(PacktrainError):
     """A store or registry that cannot be reached or keeps failing. Trying again may help; ``busy`` says that it asks
     for fewer requests, and ``retry_after`` in how many seconds, if it said so."""
+
+    usual = "Run the same command again: it continues where it was. If that stays, packtrain doctor says what is wrong."
 
     def __init__(self, message: str, *, hint: str = "", busy: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -84,9 +103,13 @@ class Unavailable(PacktrainError):
 class LocalDiskError(PacktrainError):
     """This machine's disk refused: full, read-only or failing."""
 
+    usual = "Look at that path and the disk below it, or choose another folder; then run the command again."
+
 
 class EngineError(PacktrainError):
     """LLaMA-Factory or vLLM is missing, did not start, or failed."""
+
+    usual = "Its own output says why. packtrain doctor shows which one is used."
 
 
 def disk_error(error: OSError, what: str) -> LocalDiskError:
@@ -97,6 +120,10 @@ def disk_error(error: OSError, what: str) -> LocalDiskError:
         errno.EROFS: "The file system is read-only: choose another folder.",
         errno.EACCES: "Permission denied: choose a folder that you can write, or ask for its permissions.",
         errno.EPERM: "Permission denied: choose a folder that you can write, or ask for its permissions.",
+        errno.ENOENT: "Part of that path is not there, or went away meanwhile: check how it is written.",
+        errno.ENOTDIR: "Part of that path is a file and no folder: check how it is written.",
+        errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
+        errno.ESTALE: "The share changed under this machine: mount it again.",
         errno.EIO: "The disk reports an input/output error: look at the kernel's log (dmesg) before using it again.",
     }
     return LocalDiskError(f"{what}: {error.strerror or error}", hint=hints.get(error.errno or 0, ""))

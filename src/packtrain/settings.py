@@ -131,7 +131,9 @@ def _find_file(environ: Mapping[str, str], directory: Path) -> Path | None:
     if named := environ.get(CONFIG):
         path = _with_home(named)
         if not path.is_file():
-            raise UsageError(f"PACKTRAIN_CONFIG names {path}, which is not a file")
+            raise UsageError(
+                f"PACKTRAIN_CONFIG names {path}, which is not a file", hint=f"Correct it, or unset {CONFIG}."
+            )
         return path
     for folder in (directory, *directory.parents):
         if (folder / FILE_NAME).is_file():

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from packtrain import cli as program
 from packtrain import errors
+from packtrain.cli.failure import failed
 from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_base
@@ -31,6 +32,22 @@ def said(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     assert lines[0].startswith("error: ")
     assert done.stdout == ""
     return lines[0].removeprefix("error: "), "\n".join(lines[1:])
+
+
+@pytest.mark.parametrize("kind", [*errors.EXIT_CODES, errors.AlreadyExists, errors.PacktrainError])
+def test_every_error_says_what_to_do_next(
+    kind: type[errors.PacktrainError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that was raised without a hint: then what its kind says."""
+    for error in (kind("it broke"), kind("it broke", hint="Mend it.")):
+        failed(error, as_json=False)
+        first, *next_steps = capsys.readouterr().err.splitlines()
+        assert first == "error: it broke"
+        assert next_steps == [f"  -> {error.advice}"]
+        failed(error, as_json=True)
+        assert json.loads(capsys.readouterr().out)["error"]["hint"] == error.advice
+    assert error.advice == "Mend it."
+    assert kind.usual.endswith(".")
 
 
 def test_2_what_makes_no_sense(published: Cli) -> None:

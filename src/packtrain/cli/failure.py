@@ -20,14 +20,14 @@ def failed(error: Exception, *, as_json: bool) -> int:
     findings = error.findings if isinstance(error, PreflightRefused) else ()
     if as_json:
         more = {"findings": [documents.finding(finding) for finding in findings]} if findings else {}
-        _document(type(error).__name__, error.message, error.hint, exit_code(error), **more)
+        _document(type(error).__name__, error.message, error.advice, exit_code(error), **more)
         return exit_code(error)
     say(f"error: {_one_line(error.message)}")
     for finding in findings:
         say(f"  {finding.level} {_one_line(str(finding))}")
         say(f"    -> {_one_line(finding.fix)}")
     if not findings:
-        for line in error.hint.splitlines():
+        for line in error.advice.splitlines():
             say(f"  -> {printable(line)}")
     return exit_code(error)
 

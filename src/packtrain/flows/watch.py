@@ -236,7 +236,7 @@ class _Watcher:
 
     def _refused(self, export: Path, look: Look, error: Refused, findings: tuple[Finding, ...] = ()) -> Happened:
         self._memory.put(export, Entry(look.mark))
-        return Happened("refused", export, findings=findings, message=error.message, hint=error.hint)
+        return Happened("refused", export, findings=findings, message=error.message, hint=error.advice)
 
     def _remove(self, export: Path, look: Look, version: ModelVersion) -> Iterator[Happened]:
         self._reporter.note(f"reading {version} back from the store before {export} is removed")
@@ -316,4 +316,4 @@ def _try_look(export: Path) -> Look | None:
 
 
 def _failed(path: Path, error: PacktrainError, retry: float) -> Happened:
-    return Happened("failed", path, message=error.message, hint=error.hint, retry=retry)
+    return Happened("failed", path, message=error.message, hint=error.advice, retry=retry)

@@ -68,7 +68,7 @@ def _text(happened: Happened) -> str:
         case "known":
             what = f"{happened.version} holds it already"
         case "refused":
-            what = f"refused, until it changes: {happened.message}"
+            what = "refused, until it changes" + ("" if happened.findings else f": {happened.message}")
         case "removed":
             stayed = f"; not published, so still there: {', '.join(happened.stayed)}" if happened.stayed else ""
             what = f"removed, {happened.version} holds it{stayed}"

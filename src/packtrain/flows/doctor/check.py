@@ -30,6 +30,4 @@ def warning(about: str, what: str, fix: str) -> Check:
 
 
 def failure(about: str, error: PacktrainError) -> Check:
-    return Check(
-        about, FAILURE, error.message, error.hint or "Correct that, and run packtrain doctor again.", exit_code(error)
-    )
+    return Check(about, FAILURE, error.message, error.advice, exit_code(error))
