@@ -50,7 +50,10 @@ def reported(
     home = tmp_path_factory.mktemp("reported")
     for kind, source in (("sft", trained.training_yaml("v1")), ("merge", trained.merge_yaml("v1"))):
         text = source.read_text().replace(str(trained.home / "v1"), str(home))
-        (home / f"{kind}.yaml").write_text(text.replace("report_to: none", "report_to: mlflow"))
+        text = text.replace("report_to: none", "report_to: mlflow").replace(
+            "num_train_epochs: 200", "num_train_epochs: 30"
+        )
+        (home / f"{kind}.yaml").write_text(text)
     environment = {
         **engine_environment,
         **mlflow_postgresql.environment,

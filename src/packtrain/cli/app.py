@@ -51,6 +51,7 @@ def packtrain(_session: Session) -> None:
 for command in (
     setting_up.init,
     setting_up.doctor,
+    setting_up.up,
     setting_up.completion,
     checking.check,
     publishing.publish,

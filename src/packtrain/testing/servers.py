@@ -73,9 +73,9 @@ def seaweedfs(directory: Path, *, certificate: tuple[Path, Path] | None = None) 
     too. Raises Unavailable if it does not come up."""
     weed = program("weed")
     directory.mkdir(parents=True, exist_ok=True)
-    writer, reader = ("packtrain", secrets.token_hex(16)), ("reader", secrets.token_hex(16))
-    master, volume, filer, s3, secure = free_ports(5, beside=GRPC_OFFSET)
     config = directory / "s3.json"
+    writer, reader = ("packtrain", _secret_of(config, 0)), ("reader", _secret_of(config, 1))
+    master, volume, filer, s3, secure = free_ports(5, beside=GRPC_OFFSET)
     identities = [
         {"name": access, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
         for (access, secret), actions in (
@@ -83,6 +83,7 @@ def seaweedfs(directory: Path, *, certificate: tuple[Path, Path] | None = None) 
             (reader, ["Read", "List"]),
         )
     ]
+    config.touch(mode=0o600)
     config.write_text(json.dumps({"identities": identities}))
     data = directory / "data"
     data.mkdir(exist_ok=True)
@@ -106,6 +107,13 @@ def seaweedfs(directory: Path, *, certificate: tuple[Path, Path] | None = None) 
         yield server
     finally:
         stop(process)
+
+
+def _secret_of(config: Path, identity: int) -> str:
+    """A new one, or that of an earlier start: the server remembers whom it has seen."""
+    if not config.exists():
+        return secrets.token_hex(16)
+    return str(json.loads(config.read_text())["identities"][identity]["credentials"][0]["secretKey"])
 
 
 def _create_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

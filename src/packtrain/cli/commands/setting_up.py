@@ -1,14 +1,15 @@
-"""A machine and its shells: `init`, `doctor` and `completion`."""
+"""A machine and its shells: `init`, `doctor`, `up` and `completion`."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from packtrain.cli import text
+from packtrain.cli import completing, text
 from packtrain.cli.completing import SHELLS, script
 from packtrain.cli.helptext import SET_UP, command
 from packtrain.cli.session import CACHE, Session, takes
@@ -70,6 +71,52 @@ def doctor(session: Session) -> int:
     counts = [(sum(check.level == level for check in found), level) for level in ("failure", "warning")]
     session.note(" and ".join(text.count(count, level) for count, level in counts if count) or "all is well")
     return next((check.code for check in found if check.code), 0)
+
+
+@command(
+    panel=SET_UP,
+    epilog="packtrain up --profile hybrid",
+)
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    type=click.Choice(["hybrid"]),
+    default="hybrid",
+    help="hybrid: a bucket, and MLflow on PostgreSQL.",
+)
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    type=Path,
+    default=Path(".packtrain"),
+    shell_complete=completing.folder,
+    help="Where their data stays; else .packtrain.",
+)
+@click.option("--port", metavar="PORT", type=int, help="MLflow's port; else any that is free.")
+@takes()
+def up(session: Session, profile: str, directory: Path, port: int | None) -> None:
+    """Run the servers of a set-up on this machine.
+
+    To try it out, on a laptop. They listen on loopback and stop with this command (Ctrl-C); their data stays. What a
+    shell needs to use them is written to DIR/env.
+    """
+    from packtrain.testing.hybrid import hybrid
+
+    session.note("starting an S3 server, PostgreSQL and MLflow (half a minute) ...")
+    with hybrid(directory.absolute(), port=port) as running:
+        file = directory / "env"
+        file.touch(mode=0o600)
+        file.write_text(running.shell(), encoding="utf-8")
+        session.tell(
+            running,
+            text=lambda running: f"MLflow is at {running.mlflow.url}, the models in {running.s3.url}",
+            document=lambda running: {"profile": profile, "env": str(file), "mlflow": running.mlflow.url},
+        )
+        session.note(
+            f"next, in another shell: source {shlex.quote(str(file))} && packtrain doctor   (Ctrl-C stops it all)"
+        )
+        running.wait()
 
 
 @command(
