@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENGINE ?= real
 TOGETHER := -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: demo test check lint types format engines bench lock clean help
+.PHONY: demo test check lint types format engines bench azurite lock clean help
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ bench: .venv/.ready .bench/tools/.ready ## speed, beside the tools one would use
 	$(BIN)/python -m compileall -q src
 	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(RUNS),--runs $(RUNS)) $(if $(KEEP),--keep)
 
+azurite: .venv/.ready ## Azure's emulator (.azurite/, 350 MB), without which the tests of az:// are skipped
+	$(BIN)/python tools/azurite.py
+
 lock: .venv/.ready ## the pinned requirements, resolved anew
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --group dev pyproject.toml \
 		--generate-hashes --custom-compile-command "make lock" --output-file requirements/dev.txt
@@ -50,7 +53,7 @@ lock: .venv/.ready ## the pinned requirements, resolved anew
 	$(BIN)/python tools/engines.py lock
 
 clean: ## everything that was set up, gone
-	rm -rf .venv .engines .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .engines .azurite .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/.ready: requirements/dev.txt pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py

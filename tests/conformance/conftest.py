@@ -15,19 +15,19 @@ from packtrain.registry.mlflow import Mlflow
 from packtrain.storage import multipart, objects, open_store
 from packtrain.testing.memory_store import MemoryMultipart, MemoryStore
 
+COPYING = ["directory", pytest.param("juicefs", marks=[pytest.mark.root, pytest.mark.slow]), "s3", "gcs", "memory"]
+KINDS = [*COPYING, pytest.param("azure", marks=pytest.mark.slow)]
 
-@pytest.fixture(
-    params=[
-        "directory",
-        pytest.param("juicefs", marks=[pytest.mark.root, pytest.mark.slow]),
-        "s3",
-        "gcs",
-        pytest.param("azure", marks=pytest.mark.slow),
-        "memory",
-    ]
-)
+
+@pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind."""
+    return open_empty(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=COPYING)
+def copying(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind that copies by itself: on Azure the caller streams (tests/storage/test_azure.py)."""
     return open_empty(request.param, request, tmp_path)
 
 

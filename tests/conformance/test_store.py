@@ -202,13 +202,6 @@ def test_a_body_may_read_the_store_and_reuse_its_buffer(store: Store) -> None:
 # Copy
 
 
-@pytest.fixture
-def copying(store: Store) -> Store:
-    if store.url.startswith("az://"):
-        pytest.skip("on Azure the caller streams: tests/storage/test_azure.py")
-    return store
-
-
 @pytest.mark.parametrize("size", [0, 1, BIG])
 def test_a_copy_of_an_object_is_equal_and_apart(copying: Store, size: int) -> None:
     put(copying, "a/source", pattern(size))

@@ -1,5 +1,5 @@
-"""A bad wire to the real S3 server, at every request: what arrives is whole, or the failure is said and the next run
-completes; no answer that is lost makes two versions or none."""
+"""A bad wire to the real S3 server, and to GCS, at every request: what arrives is whole, or the failure is said and the
+next run completes; no answer that is lost makes two versions or none."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from packtrain.errors import IntegrityError, PacktrainError, Unavailable
+from packtrain.storage.gcs import open_gcs
 from packtrain.storage.objects import ObjectStore
 from packtrain.storage.s3 import open_s3
 from packtrain.testing.faults import WIRE, Fault
 from packtrain.testing.proxy import Relay, relay
-from packtrain.testing.servers import S3Server
 from tests.conftest import Models
 from tests.flows.conftest import House, contents
 
@@ -25,18 +25,34 @@ HASTE = 0.3  # seconds without a byte after which a client gives up on a wire th
 PATIENCE = 60.0  # on one that does not, however busy this machine is
 
 
+SERVERS = {"s3": ("AWS_ENDPOINT_URL", open_s3), "gcs": ("GOOGLE_BASE_URL", open_gcs)}
+FAULTS = [
+    *(("s3", fault) for fault in WIRE),
+    *(("gcs", fault) for fault in (Fault.LOST_ANSWER, Fault.TOO_MANY, Fault.RESET)),
+]
+each_fault = pytest.mark.parametrize(("kind", "fault"), FAULTS, indirect=["kind"])
+
+
 @pytest.fixture
-def wire(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    with relay(s3_environment.endpoint) as wire:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of the server."""
+    return getattr(request, "param", "s3")
+
+
+@pytest.fixture
+def wire(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    server = request.getfixturevalue(f"{kind}_environment")
+    with relay(server.endpoint) as wire:
+        monkeypatch.setenv(SERVERS[kind][0], wire.endpoint)
         yield wire
 
 
 @pytest.fixture
-def bucket(wire: Relay, s3_environment: S3Server, request: pytest.FixtureRequest) -> Bucket:
+def bucket(kind: str, wire: Relay, request: pytest.FixtureRequest) -> Bucket:
     """A store of its own, by a name."""
     folder = request.node.name.translate({ord(c): "-" for c in "[].:"})
-    return lambda name, stall=PATIENCE: open_s3(s3_environment.bucket, f"{folder}-{name}", stall=stall)
+    server = request.getfixturevalue(kind)
+    return lambda name, stall=PATIENCE: SERVERS[kind][1](server.bucket, f"{folder}-{name}", stall=stall)
 
 
 def at(number: int, fault: Fault, wire: Relay) -> None:
@@ -57,7 +73,7 @@ def require_whole(house: House, source: Path) -> None:
     assert not list((house.home / "cache" / "partial").iterdir())
 
 
-@pytest.mark.parametrize("fault", WIRE)
+@each_fault
 def test_pull_on_a_wire_that_fails_once(
     make_house: Make, models: Models, wire: Relay, bucket: Bucket, fault: Fault
 ) -> None:
@@ -79,7 +95,7 @@ def test_pull_on_a_wire_that_fails_once(
         require_whole(make_house(f"node-{k}", store=store), models.first)
 
 
-@pytest.mark.parametrize("fault", WIRE)
+@each_fault
 def test_publish_on_a_wire_that_fails_once(
     make_house: Make, models: Models, wire: Relay, bucket: Bucket, fault: Fault
 ) -> None:

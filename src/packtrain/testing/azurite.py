@@ -20,7 +20,7 @@ from packtrain.testing.servers import START_TIMEOUT, stop
 
 ACCOUNT = "devstoreaccount1"  # Azurite's, with a key that everybody knows
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-HOME = Path(".azurite")  # in the checkout, where `make azurite` puts it
+HOME = Path(__file__).parents[3] / ".azurite"  # in the checkout, where `make azurite` puts it
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def command() -> list[str] | None:
     script = HOME / "node_modules/azurite/dist/src/blob/main.js"
     node = shutil.which("node", path=str(HOME / "env/bin")) or shutil.which("node")
     if script.is_file() and node:
-        return [node, str(script.resolve())]
+        return [node, str(script)]
     found = shutil.which("azurite-blob")
     return [found] if found else None
 
