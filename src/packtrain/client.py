@@ -107,6 +107,7 @@ class Client:
         *,
         store: str | None = None,
         registry: str | None = None,
+        storage_class: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_quota: str | None = None,
         cache_free: str | None = None,
@@ -121,6 +122,7 @@ class Client:
         given = {
             "store": store,
             "registry": registry,
+            "storage_class": storage_class,
             "cache_dir": os.fspath(cache_dir) if cache_dir is not None else None,
             "cache_quota": cache_quota,
             "cache_free": cache_free,
@@ -171,12 +173,13 @@ class Client:
         base: str | None = None,
         allow_code: bool = False,
         force: bool = False,
+        paranoid: bool = False,
         dry_run: bool = False,
     ) -> Published:
         """Makes a directory of LLaMA-Factory's a version of the registered model ``name``.
 
         The configurations, the training's directory and the version of LLaMA-Factory that exported it are for the
-        lineage.
+        lineage. ``paranoid`` reads everything back from the store before the version is named.
         """
         from packtrain.flows.publish import Request, publish
 
@@ -191,6 +194,7 @@ class Client:
             base=base,
             allow_code=allow_code,
             force=force,
+            paranoid=paranoid,
             dry_run=dry_run,
         )
         parts = self._parts
@@ -207,6 +211,7 @@ class Client:
         base: str | None = None,
         allow_code: bool = False,
         force: bool = False,
+        paranoid: bool = False,
     ) -> Published:
         """Runs ``llamafactory-cli export CONFIG`` and publishes what it wrote, with the lineage that it gives."""
         from packtrain.training import llamafactory
@@ -224,6 +229,7 @@ class Client:
             base=base,
             allow_code=allow_code,
             force=force,
+            paranoid=paranoid,
         )
 
     def repair(
@@ -259,6 +265,7 @@ class Client:
         training_dir: str | os.PathLike[str] | None = None,
         base: str | None = None,
         allow_code: bool = False,
+        paranoid: bool = False,
         dry_run: bool = False,
     ) -> Published:
         """Makes a folder, or everything under a URL like gs://bucket/prefix/v1, a version of ``name``. The source is
@@ -276,6 +283,7 @@ class Client:
             training_dir=_path(training_dir),
             base=base,
             allow_code=allow_code,
+            paranoid=paranoid,
             dry_run=dry_run,
         )
         if registered is not None:
@@ -392,11 +400,18 @@ class Client:
 
         return roll_back(self._parts.registry, name, alias, to=to, expect=expect, reason=reason)
 
-    def archive(self, reference: str, *, reason: str = "") -> ModelVersion:
-        """Retires a version. Refused while an alias points at it."""
+    def archive(self, reference: str, *, reason: str = "", storage_class: str | None = None) -> ModelVersion:
+        """Retires a version. Refused while an alias points at it. Its files may be moved to a colder storage class."""
+        from packtrain.flows.colder import move_colder
         from packtrain.flows.promote import archive
 
-        return archive(self._parts.registry, Reference.parse(reference), reason=reason)
+        parts = self._parts
+        if storage_class is not None and parts.store.multipart is None:
+            raise UsageError(f"{parts.store.url} has no storage classes", hint="They are for s3:// alone.")
+        version = archive(parts.registry, Reference.parse(reference), reason=reason)
+        if storage_class is not None:
+            move_colder(parts.store, version, storage_class, self._reporter)
+        return version
 
     def policy(
         self,

@@ -91,6 +91,11 @@ class Multipart(Protocol):
         """The CRC-32 of an object's bytes as the store got them; None where it does not say. Raises NotFound."""
         ...
 
+    def reclass(self, key: str, size: int, storage_class: str) -> None:
+        """Moves an object of ``size`` bytes to another storage class; its bytes stay what they are. Raises NotFound,
+        and UsageError for a class that the store does not have."""
+        ...
+
     def begin(self, key: str) -> OpenUpload: ...
 
     def open_uploads(self, prefix: str) -> Iterator[OpenUpload]:

@@ -20,6 +20,7 @@ FILE_NAME = "packtrain.toml"
 CONFIG = "PACKTRAIN_CONFIG"  # the variable that names another file
 DEFAULT = "default"
 UNLIMITED = "unlimited"
+DEFAULT_CLASS = "default"
 PULLS = ("cache", "in-place")
 
 
@@ -29,6 +30,7 @@ class Settings:
 
     store: str  # file:///path, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix
     registry: str  # "store": the ledger inside the store
+    storage_class: str  # of what is published to S3; "default" is the bucket's
     cache_dir: Path  # this node's snapshots
     cache_quota: Amount  # how much they may take
     cache_free: Amount  # how much of their disk stays free
@@ -108,6 +110,7 @@ def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         "store": (data / "packtrain" / "store").absolute().as_uri(),
         "registry": "store",
+        "storage_class": DEFAULT_CLASS,
         "cache_dir": str(cache / "packtrain"),
         "cache_quota": "100%",
         "cache_free": "5%",

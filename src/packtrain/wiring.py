@@ -16,7 +16,7 @@ from packtrain.model.digest import Digest
 from packtrain.ports import Clock, Registry, Reporter, Store
 from packtrain.registry.ledger import LedgerRegistry
 from packtrain.registry.memory import SeenLedgers
-from packtrain.settings import Settings
+from packtrain.settings import DEFAULT_CLASS, Settings
 from packtrain.storage import open_store
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def wire(settings: Settings, reporter: Reporter) -> Parts:
     """Opens nothing yet: a store that cannot be reached is met by the first call to it. Raises UsageError and
     Refused."""
     clock = SystemClock()
-    store = open_store(settings.store)
+    chosen = None if settings.storage_class == DEFAULT_CLASS else settings.storage_class
+    store = open_store(settings.store, storage_class=chosen)
     seen = SeenLedgers(settings.cache_dir / "ledgers" / Digest.of(store.url.encode()).short)
     ledger = LedgerRegistry(store, seen, actor=settings.actor, clock=clock, nonce=lambda: uuid.uuid4().hex)
     registry, mlflow = _registry(settings, ledger, store, reporter, clock)

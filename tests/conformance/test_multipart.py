@@ -11,6 +11,7 @@ from tests.conformance.test_store import MIB, ODD_NAMES, keys, pattern, pieces, 
 
 from packtrain.errors import IntegrityError, NotFound
 from packtrain.ports import Multipart, OpenUpload, PartInfo, Store
+from packtrain.storage import multipart as s3_multipart
 
 DATA = pattern(11 * MIB + 77)
 CUTS = (0, 5 * MIB, 10 * MIB, len(DATA))
@@ -242,3 +243,21 @@ def test_many_threads_send_parts_of_one_object(assembling: Store, multipart: Mul
     assert race(6, act) == [None] * 6
     multipart.complete(upload, [sent[index] for index in range(6)], zlib.crc32(data))
     assert assembling.get("k") == data
+
+
+# Storage classes
+
+
+@pytest.mark.parametrize("size", [200_000, len(DATA)])
+def test_an_object_moves_to_another_storage_class(
+    assembling: Store, multipart: Multipart, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_multipart, "COPY", 1_000_000)  # as if it were too large for one call
+    monkeypatch.setattr(s3_multipart, "STEP", 5 * MIB)
+    multipart.put("k", lambda: pieces(DATA[:size]), size, zlib.crc32(DATA[:size]))
+    multipart.reclass("k", size, "STANDARD_IA")
+    assert assembling.get("k") == DATA[:size]
+    for size_of_nothing in (1, 10_000_000):
+        with pytest.raises(NotFound):
+            multipart.reclass("nothing", size_of_nothing, "STANDARD_IA")
+    assert uploads(multipart) == []

@@ -23,18 +23,18 @@ from packtrain.errors import Refused, Unavailable
 from packtrain.flows.doctor import FAILURE, OK, WARNING, Check, cache_disk, engines, ledgers
 from packtrain.flows.doctor import store as doctor
 from packtrain.model.amount import Amount
-from packtrain.ports import Store
+from packtrain.ports import PartInfo, Store
 from packtrain.storage import open_store
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.faults import Fault, FaultyStore
-from packtrain.testing.memory_store import MemoryStore
+from packtrain.testing.memory_store import MemoryMultipart, MemoryStore
 from packtrain.testing.servers import S3Server
 from packtrain.wiring import SystemClock
 from tests.conftest import Models, as_nobody
 from tests.flows.conftest import House
 
-EVERY_STEP = ["store", "reading", "writing", "conditional writes", "deleting", "clock"]
+EVERY_STEP = ["store", "reading", "writing", "conditional writes", "uploads by parts", "deleting", "clock"]
 
 
 def examined(store: Store, clock: object = None) -> list[Check]:
@@ -69,7 +69,8 @@ def test_a_good_store_passes_and_keeps_nothing(kind: str, request: pytest.Fixtur
         store = open_store(f"{request.getfixturevalue('s3_environment').url}/doctor-test")
     else:
         store = request.getfixturevalue("share")
-    assert levels(examined(store)) == [(step, OK) for step in EVERY_STEP]
+    steps = [step for step in EVERY_STEP if kind == "s3" or step != "uploads by parts"]
+    assert levels(examined(store)) == [(step, OK) for step in steps]
     assert list(store.list("")) == []
 
 
@@ -216,6 +217,25 @@ class Keeping(MemoryStore):
 
     def delete(self, key: str) -> None:
         raise Refused(f"{key}: 403 Forbidden", hint="Ask for permission.")
+
+
+def test_what_a_server_lacks_for_uploads_by_parts_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    multipart = MemoryMultipart(store, silent=True, copies=False)
+    (check,) = [check for check in examined(store) if check.about == "uploads by parts"]
+    assert check.level == WARNING
+    assert "it confirms no checksums: what is uploaded is read back" in check.what
+    assert "it copies no ranges: what an earlier version holds is sent again" in check.what
+    assert "open uploads" not in check.what and "does not list parts" not in check.what
+    assert store.objects == {} and list(multipart.open_uploads("")) == []
+
+    def unknown(*_: object) -> list[PartInfo]:
+        raise Refused("NotImplemented")
+
+    monkeypatch.setattr(multipart, "parts", unknown)
+    monkeypatch.setattr(multipart, "open_uploads", unknown)
+    (check,) = [check for check in examined(store) if check.about == "uploads by parts"]
+    assert "does not list parts" in check.what and "does not list open uploads" in check.what
 
 
 def test_deleting_may_be_forbidden() -> None:

@@ -74,6 +74,9 @@ base = click.option(
 )
 allow_code = click.option("--allow-code", is_flag=True, help="Allow custom code (*.py, auto_map); it is recorded.")
 force = click.option("--force", is_flag=True, help="A new version even if these bytes are one already.")
+paranoid = click.option(
+    "--paranoid", is_flag=True, help="Read everything back from the store before the version is named."
+)
 verify = click.option(
     "--verify", is_flag=True, help="In place: check every byte before. What is copied is always checked."
 )

@@ -54,6 +54,7 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
     "cache_dir": _setting(
         "--cache-dir", "DIR", "Where this node keeps its snapshots.", shell_complete=completing.folder
     ),
+    "storage_class": _setting("--storage-class", "CLASS", "The S3 storage class of new versions."),
     "cache_quota": _setting("--cache-quota", "AMOUNT", "How much they may take: 500GB, or 80% of their disk."),
     "cache_free": _setting("--cache-free", "AMOUNT", "How much of their disk stays free."),
     "pull": click.option(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from packtrain.errors import Condemned, IntegrityError, PreflightRefused
 from packtrain.flows import bases, integrity
+from packtrain.flows.copyable import find_copyable
 from packtrain.flows.hashing import Checksums, Hashed, hash_and_check, hash_files
-from packtrain.flows.holdings import find_holdings
 from packtrain.flows.promote import Move, promote
 from packtrain.flows.sending import Traffic
 from packtrain.flows.sources import LocalDirectory, NewFile, Origin, files_of
@@ -234,7 +234,7 @@ def _attempt(
         prefix,
         files={file.path: file for file in candidate.files},
         checksums=candidate.checksums,
-        holdings=find_holdings(store, registry, state, manifest, candidate.base.version),
+        copyable=find_copyable(store, registry, state, manifest, candidate.base.version),
         renew=lease.renew,
     )
     traffic = send(store, load, wrong.all, reporter)

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from packtrain.errors import IntegrityError, NotFound, Refused
 from packtrain.flows import bases, catalog, integrity
+from packtrain.flows.copyable import Copyable
 from packtrain.flows.hashing import hash_files
-from packtrain.flows.holdings import Holdings
 from packtrain.flows.publish import Request, lineage_of
 from packtrain.flows.sources import LocalDirectory, NewFile, files_of
 from packtrain.flows.storing import Load, Wrong, find_lacking, find_wrong, send, settle
@@ -93,7 +93,7 @@ def _repair(
     wrong = find_wrong(store, version.prefix, manifest, reporter)
     _require_makeable(version, wrong, entries)
     by_path = {file.path: file for file in files}
-    send(store, Load(version.prefix, by_path, {}, Holdings(manifest), lambda: None), wrong.all, reporter)
+    send(store, Load(version.prefix, by_path, {}, Copyable(manifest), lambda: None), wrong.all, reporter)
     mended = [entry.path for entry in wrong.all]
     if settle(store, version.prefix + FILE_NAME, manifest.encode()):
         mended.append(FILE_NAME)

@@ -11,8 +11,8 @@ from threading import Lock
 
 from packtrain.errors import AlreadyExists, NotFound, Unavailable
 from packtrain.flows import integrity
+from packtrain.flows.copyable import Copyable
 from packtrain.flows.hashing import Checksums, checked_body, crc32_of
-from packtrain.flows.holdings import Holdings
 from packtrain.flows.sending import Outgoing, Sending, Traffic
 from packtrain.flows.sources import LocalFile, NewFile
 from packtrain.flows.workers import Halt, run_all
@@ -114,7 +114,7 @@ class Load:
     prefix: str
     files: Mapping[str, NewFile]
     checksums: Checksums
-    holdings: Holdings
+    copyable: Copyable
     renew: Renew
 
 
@@ -182,7 +182,7 @@ def _outgoing(store: Store, load: Load, entry: FileEntry) -> Outgoing:
     file = load.files[entry.path]
     url = file.source.url
     if url is None or url.split("/")[:3] != store.url.split("/")[:3]:  # not of the same bucket
-        return Outgoing(file, entry, load.holdings.at_hand.files.get(entry.path), load.holdings.of(entry))
+        return Outgoing(file, entry, load.copyable.at_hand.files.get(entry.path), load.copyable.of(entry))
     places, start = dict[int, Place](), 0
     for index, chunk in enumerate(entry.chunks):
         places[index] = Place(_ORIGIN, entry.path, start)
@@ -192,7 +192,7 @@ def _outgoing(store: Store, load: Load, entry: FileEntry) -> Outgoing:
 
 def _locate(store: Store, load: Load, place: Place) -> str:
     url = load.files[place.path].source.url if place.snapshot == _ORIGIN else None
-    return url or store.locate(load.holdings.key(place))
+    return url or store.locate(load.copyable.key(place))
 
 
 def _send(store: Store, load: Load, entry: FileEntry, reporter: Reporter, halt: Halt) -> int:
@@ -216,10 +216,10 @@ def _send(store: Store, load: Load, entry: FileEntry, reporter: Reporter, halt: 
 
 def _shared(store: Store, load: Load, entry: FileEntry, advance: Callable[[int], None], halt: Halt) -> bool:
     """Whether the object is that of an earlier version now, read and right."""
-    place = load.holdings.at_hand.files.get(entry.path)
+    place = load.copyable.at_hand.files.get(entry.path)
     if place is None:
         return False
-    url = store.locate(load.holdings.key(place))
+    url = store.locate(load.copyable.key(place))
     with suppress(NotFound):  # it has been collected meanwhile
         if store.copy_from(url, load.prefix + entry.path, entry.size, advance, fixed=True):
             if integrity.is_whole(store, load.prefix, entry, halt):

@@ -24,8 +24,9 @@ _FORMS = (
 BUCKETS = ("s3", "gs", "az")
 
 
-def open_store(url: str) -> Store:
-    """The store at a URL. Nothing is read or made yet. Raises UsageError, which shows the forms."""
+def open_store(url: str, *, storage_class: str | None = None) -> Store:
+    """The store at a URL. Nothing is read or made yet. ``storage_class``: of new files on S3; None: the bucket's own.
+    Raises UsageError, which shows the forms."""
     scheme, separator, rest = url.partition("://")
     if url.startswith("/"):
         return _directory(url)
@@ -37,7 +38,7 @@ def open_store(url: str) -> Store:
         return _directory(unquote(f"/{path}"))
     if scheme in BUCKETS and separator:
         _refuse_query(url, rest)
-        return _bucket(url, scheme, rest)
+        return _bucket(url, scheme, rest, storage_class)
     raise UsageError(f"{url!r} is not a store", hint=_FORMS)
 
 
@@ -68,7 +69,7 @@ def _directory(path: str) -> Store:
     return DirectoryStore(Path(path))
 
 
-def _bucket(url: str, scheme: str, rest: str) -> Store:
+def _bucket(url: str, scheme: str, rest: str, storage_class: str | None) -> Store:
     bucket, _, path = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"{url!r} names no bucket", hint=_FORMS)
@@ -79,7 +80,7 @@ def _bucket(url: str, scheme: str, rest: str) -> Store:
     if scheme == "s3":  # each imports obstore: 40 ms that a help page must not pay
         from packtrain.storage.s3 import open_s3
 
-        return open_s3(bucket, prefix)
+        return open_s3(bucket, prefix, storage_class=storage_class)
     if scheme == "gs":
         from packtrain.storage.gcs import open_gcs
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from packtrain.errors import IntegrityError, NotFound, PacktrainError, Unavailable
+from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable, UsageError
 from packtrain.ports import Body, OpenUpload, PartInfo, PartLimits
 from packtrain.storage.boto import Boto, translated
 from packtrain.storage.wire import Rejected, Wire
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from packtrain.storage.objects import Errors
 
 PAUSES = (0.0, 0.1, 0.4, 1.6, 5.0)  # seconds before a body is sent again
+COPY = 5 * 10**9  # bytes that S3 copies in one call, at most
+STEP = 1 << 30  # and of a part of what is larger
 _MISMATCHES = ("BadDigest", "XAmzContentChecksumMismatch")
 _NOT_COPIED = ("NotImplemented", "MethodNotAllowed", "InvalidRequest", "InvalidArgument", "InvalidObjectState")
 _HEADERS = {  # of CreateMultipartUpload's attributes, for PutObject
@@ -62,10 +64,43 @@ class S3Multipart:
             answer = self._boto.s3.head_object(**self._object(key), ChecksumMode="ENABLED")
         return None if answer.get("ChecksumType") == "COMPOSITE" else _decoded(answer.get("ChecksumCRC32"))
 
+    def reclass(self, key: str, size: int, storage_class: str) -> None:
+        if size > COPY:
+            self._reclass_by_parts(key, size, storage_class)
+            return
+        attributes = {**self._attributes, "StorageClass": storage_class}
+        with self._errors(key), self._class_errors(storage_class):
+            self._boto.s3.copy_object(
+                **self._object(key),
+                CopySource=self._object(key),
+                MetadataDirective="REPLACE",  # SeaweedFS takes a copy onto itself for a mistake without it
+                **attributes,
+            )
+
+    def _reclass_by_parts(self, key: str, size: int, storage_class: str) -> None:
+        upload = self._begin(key, {**self._attributes, "StorageClass": storage_class})
+        url = f"s3://{self._boto.bucket}/{self._prefix}{key}"
+        try:
+            parts = [
+                self.copy(upload, number, url, start, min(STEP, size - start))
+                for number, start in enumerate(range(0, size, STEP), start=1)
+            ]
+            if not all(parts):
+                raise Refused(f"{url}: the server does not copy ranges", hint="Objects of more than 5 GB need that.")  # noqa: TRY301
+            with self._errors(key):
+                listed = [{"PartNumber": part.number, "ETag": part.tag} for part in parts if part]
+                self._boto.s3.complete_multipart_upload(**self._upload(upload), MultipartUpload={"Parts": listed})
+        except BaseException:
+            self.abort(upload)
+            raise
+
     def begin(self, key: str) -> OpenUpload:
+        return self._begin(key, self._attributes)
+
+    def _begin(self, key: str, attributes: Mapping[str, str | bool]) -> OpenUpload:
         wanted = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"}
-        with self._errors(key):
-            answer = self._boto.s3.create_multipart_upload(**self._object(key), **wanted, **self._attributes)
+        with self._errors(key), self._class_errors(str(attributes.get("StorageClass", ""))):
+            answer = self._boto.s3.create_multipart_upload(**self._object(key), **wanted, **attributes)
         self._note_type(answer["UploadId"], answer)
         return OpenUpload(key, answer["UploadId"])
 
@@ -162,6 +197,18 @@ class S3Multipart:
                     raise
                 time.sleep(max(pause, error.retry_after or 0.0))
         raise AssertionError
+
+    @contextmanager
+    def _class_errors(self, storage_class: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if getattr(error, "response", {}).get("Error", {}).get("Code") == "InvalidStorageClass":
+                raise UsageError(
+                    f"s3://{self._boto.bucket} has no storage class {storage_class!r}",
+                    hint="For AWS: STANDARD_IA, INTELLIGENT_TIERING, GLACIER_IR, GLACIER, DEEP_ARCHIVE and others.",
+                ) from error
+            raise
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

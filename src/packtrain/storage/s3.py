@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SIGNED_FOR = timedelta(hours=1)  # for one request, which begins at once
 
 
-def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
+def open_s3(bucket: str, prefix: str, *, stall: float = STALL, storage_class: str | None = None) -> ObjectStore:
     """A store in an S3 bucket, by AWS's environment variables and profiles. Asks nobody yet.
 
     ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds. Raises UsageError for bad settings.
@@ -40,6 +40,7 @@ def open_s3(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
             endpoint=config.get("endpoint") or f"https://s3.{config.get('region', 'us-east-1')}.amazonaws.com",
             signs=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() not in ("1", "true", "yes", "on", "y", "t"),
             authorities=believed,
+            storage_class=storage_class,
         ),
         prefix,
         stall=stall,
@@ -56,6 +57,7 @@ class S3:
     endpoint: str
     signs: bool
     authorities: Path | None
+    storage_class: str | None
 
     address = "AWS_ENDPOINT_URL"
     copies = 5 * 10**9  # CopyObject's limit
@@ -75,7 +77,8 @@ class S3:
         region = self.config.get("region", "us-east-1")
         boto = Boto(self.bucket, self.endpoint, region, silence=silence, signs=self.signs, authorities=self.authorities)
         wire = Wire(stall=silence, authorities=self.authorities)
-        return S3Multipart(boto, wire, prefix, new_objects(), errors)
+        attributes = new_objects() | ({"StorageClass": self.storage_class} if self.storage_class else {})
+        return S3Multipart(boto, wire, prefix, attributes, errors)
 
     def link(self, connection: Connection, key: str, path: str) -> Link | None:  # noqa: ARG002
         return Link(obstore.sign(connection, "GET", key, expires_in=SIGNED_FOR)) if self.signs else None

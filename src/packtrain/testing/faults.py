@@ -183,6 +183,9 @@ class _FaultyMultipart:
     def crc32(self, key: str) -> int | None:
         return self._call(lambda: self._inner.crc32(key))
 
+    def reclass(self, key: str, size: int, storage_class: str) -> None:
+        self._call(lambda: self._inner.reclass(key, size, storage_class))
+
     def begin(self, key: str) -> OpenUpload:
         return self._call(lambda: self._inner.begin(key))
 

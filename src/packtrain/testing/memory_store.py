@@ -112,6 +112,7 @@ class MemoryMultipart:
         store.multipart = self
         self.limits = limits
         self.sent = self.copied = 0
+        self.classes: dict[str, str] = {}  # by keys
         self._store = store
         self._silent = silent
         self._copies = copies
@@ -130,6 +131,11 @@ class MemoryMultipart:
     def crc32(self, key: str) -> int | None:
         data = self._store.get(key)
         return None if self._silent else zlib.crc32(data)
+
+    def reclass(self, key: str, size: int, storage_class: str) -> None:
+        if len(self._store.get(key)) != size:
+            raise Unavailable(f"{key} is not of {size} bytes")
+        self.classes[key] = storage_class
 
     def begin(self, key: str) -> OpenUpload:
         with self._lock:

@@ -70,13 +70,15 @@ def rollback(session: Session, name: str, alias: str, to: int | None, expect: in
 )
 @options.reference
 @options.reason
+@click.option("--storage-class", metavar="CLASS", help="Move its files there (S3): GLACIER_IR or another.")
 @takes("actor")
-def archive(session: Session, reference: str, reason: str) -> None:
+def archive(session: Session, reference: str, reason: str, storage_class: str | None) -> None:
     """Retire a version, so that it cannot be promoted.
 
-    Refused while an alias points at it. Its bytes stay until `packtrain gc`, seven days later or more.
+    Refused while an alias points at it. Its bytes stay in the store until `packtrain gc` frees them; on S3 they may be
+    moved to a colder storage class. Interrupted, the same command goes on.
     """
-    version = session.client.archive(reference, reason=reason)
+    version = session.client.archive(reference, reason=reason, storage_class=storage_class)
     session.print(version, text=text.archived, document=documents.version)
 
 

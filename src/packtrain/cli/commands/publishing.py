@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 @options.base
 @options.allow_code
 @options.force
+@options.paranoid
 @options.dry_run
 @click.option("--repair", is_flag=True, help="Mend what the store holds of DIR's version; makes no new one.")
-@takes("actor")
+@takes("actor", "storage_class")
 def publish(
     session: Session,
     directory: Path,
@@ -51,6 +52,7 @@ def publish(
     base: str | None,
     allow_code: bool,
     force: bool,
+    paranoid: bool,
     dry_run: bool,
     repair: bool,
 ) -> None:
@@ -79,6 +81,7 @@ def publish(
         base=base,
         allow_code=allow_code,
         force=force,
+        paranoid=paranoid,
         dry_run=dry_run,
     )
     session.print(published, text=text.published, document=documents.published)
@@ -100,7 +103,8 @@ def publish(
 @options.base
 @options.allow_code
 @options.force
-@takes("actor", "llamafactory")
+@options.paranoid
+@takes("actor", "storage_class", "llamafactory")
 def export(
     session: Session,
     config: Path,
@@ -111,6 +115,7 @@ def export(
     base: str | None,
     allow_code: bool,
     force: bool,
+    paranoid: bool,
 ) -> None:
     """Merge with LLaMA-Factory, then publish the result.
 
@@ -126,6 +131,7 @@ def export(
         base=base,
         allow_code=allow_code,
         force=force,
+        paranoid=paranoid,
     )
     session.print(published, text=text.published, document=documents.published)
     if published.created and not alias:
@@ -153,8 +159,9 @@ def export(
 @options.training_dir
 @options.base
 @options.allow_code
+@options.paranoid
 @options.dry_run
-@takes("actor")
+@takes("actor", "storage_class")
 def adopt(
     session: Session,
     source: str,
@@ -164,6 +171,7 @@ def adopt(
     training_dir: Path | None,
     base: str | None,
     allow_code: bool,
+    paranoid: bool,
     dry_run: bool,
 ) -> None:
     """Make a model that you already have a version.
@@ -180,6 +188,7 @@ def adopt(
         training_dir=training_dir,
         base=base,
         allow_code=allow_code,
+        paranoid=paranoid,
         dry_run=dry_run,
     )
     session.print(published, text=text.published, document=documents.published)
@@ -192,7 +201,7 @@ def adopt(
     epilog="packtrain register llama-finetuned --registry http://mlflow.example.com:5000",
 )
 @options.model
-@takes("actor")
+@takes("actor", "storage_class")
 def register(session: Session, name: str) -> None:
     """Show a model of the store's ledger in MLflow.
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     help="Between two looks; over it a finished export is quiet. Else 30.",
 )
 @click.option("--once", is_flag=True, help="Look twice, publish what is finished, and end.")
-@takes("actor")
+@takes("actor", "storage_class")
 def watch(
     session: Session, directory: Path, name: str, alias: str | None, remove_source: bool, interval: float, once: bool
 ) -> None:

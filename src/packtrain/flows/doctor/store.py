@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,7 @@ FORGOTTEN = timedelta(hours=1)  # after which a probe belongs to no doctor that 
 SKEW = timedelta(minutes=1)  # of clocks, that does no harm; S3 refuses requests that are 15 minutes off
 RESOLUTION = timedelta(seconds=2)  # of the times that stores give
 RACERS = 8
+_PROBED = (5 << 20) + 1  # bytes of an object of which S3 copies ranges
 
 
 def credentials(url: str, now: datetime) -> Iterator[Check]:
@@ -75,6 +77,7 @@ class _Probe:
         self._clock = clock
         self._key = key
         self._raced = f"{key}.race"
+        self._parted = f"{key}.parts"
         self._data = key.encode()
         self._written = False
         self.read_only: Check | None = None
@@ -83,6 +86,7 @@ class _Probe:
             ("reading", self._read),
             ("writing", self._write),
             ("conditional writes", self._write_twice),
+            ("uploads by parts", self._upload_by_parts),
             ("deleting", self._delete),
             ("clock", self._compare_clocks),
         ]
@@ -91,7 +95,7 @@ class _Probe:
         """What a step that failed left behind, and what killed doctors did."""
         if self._written:
             with suppress(PacktrainError):
-                for key in [self._key, self._raced, *self._forgotten]:
+                for key in [self._key, self._raced, self._parted, *self._forgotten]:
                     self._store.delete(key)
 
     def _list(self, about: str) -> Check:
@@ -157,9 +161,48 @@ class _Probe:
             )
         return ok(about, f"of {RACERS} writers of one object exactly one succeeded")
 
+    def _upload_by_parts(self, about: str) -> Check | None:
+        """What a publish rests on, or does without."""
+        multipart = self._store.multipart
+        if multipart is None:
+            return None
+        data, url = bytes(_PROBED), self._store.locate(self._parted)
+        crc32 = zlib.crc32(data)
+        missing: list[str] = []
+        upload = multipart.begin(self._parted)
+        try:
+            sent = multipart.send(upload, 1, lambda: [data], len(data), crc32)
+            try:
+                listed = [part.number for part in multipart.parts(upload)] == [1]
+            except PacktrainError:
+                listed = False
+            if not listed:
+                missing.append("it does not list parts: an interrupted publish sends unfinished files from their start")
+            if sent.crc32 is None:
+                missing.append("it confirms no checksums: what is uploaded is read back")
+            multipart.complete(upload, [sent], crc32)
+        except BaseException:
+            multipart.abort(upload)
+            raise
+        upload = multipart.begin(self._parted)
+        try:
+            if multipart.copy(upload, 1, url, 0, len(data)) is None:
+                missing.append("it copies no ranges: what an earlier version holds is sent again")
+            try:
+                found = upload in list(multipart.open_uploads(PROBES))
+            except PacktrainError:
+                found = False
+            if not found:
+                missing.append("it does not list open uploads: what is left open stays, unless it removes it")
+        finally:
+            multipart.abort(upload)
+        if missing:
+            return warning(about, "; ".join(missing), "It works like this. docs/s3-servers.md compares servers.")
+        return ok(about, "checksums are confirmed, ranges copied by the server, and open uploads listed")
+
     def _delete(self, about: str) -> Check:
         try:
-            for key in (self._key, self._raced, *self._forgotten):
+            for key in (self._key, self._raced, self._parted, *self._forgotten):
                 self._store.delete(key)
         except Refused as error:
             return warning(

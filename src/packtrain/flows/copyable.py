@@ -19,7 +19,7 @@ NEWEST = 4  # versions of the same name that are looked at
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
+class Copyable:
     """Where the store has what is in a manifest. ``prefixes``: the keys of versions, by their digests."""
 
     manifest: Manifest
@@ -40,16 +40,16 @@ class Holdings:
         return {}
 
 
-def find_holdings(
+def find_copyable(
     store: Store, registry: Registry, state: State, manifest: Manifest, base: BaseVersion | None
-) -> Holdings:
+) -> Copyable:
     """Looks into the newest versions of the same registered model, and into the base."""
     live = [version for _, version in sorted(state.versions.items(), reverse=True) if not version.archived]
     others = [version for version in live if version.digest != manifest.digest]
     looked_at = [*others[:NEWEST], *_base(registry, base)]
     at_hand = find_at_hand(manifest, _manifests(store, looked_at))
     prefixes = {version.digest: version_prefix(version.name, version.digest) for version in looked_at}
-    return Holdings(manifest, at_hand, prefixes)
+    return Copyable(manifest, at_hand, prefixes)
 
 
 def _base(registry: Registry, base: BaseVersion | None) -> Iterator[ModelVersion]:
