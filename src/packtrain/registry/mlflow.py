@@ -364,8 +364,8 @@ class Mlflow:
                 "MLFLOW_TRACKING_SERVER_CERT_PATH and MLFLOW_TRACKING_INSECURE_TLS are both set",
                 hint="Unset the second: with it no certificate is checked.",
             )
-        if insecure:
-            return False
+        if insecure or self._given.startswith("http://"):
+            return False  # without TLS there is nothing to load certificates for, which takes a while
         if not path:
             return True
         try:

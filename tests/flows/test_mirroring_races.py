@@ -1,0 +1,259 @@
+"""Thirty writers at once, and servers that go away at every step, over a fake MLflow and over real ones."""
+
+from __future__ import annotations
+
+import random
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from packtrain.client import Silent
+from packtrain.errors import PacktrainError
+from packtrain.flows.mirroring import Entry, MirroringRegistry
+from packtrain.flows.publish import Request, publish
+from packtrain.model.digest import Digest
+from packtrain.model.ledger import Draft, State
+from packtrain.model.manifest import Manifest
+from packtrain.ports import Registry, Store
+from packtrain.registry import mlflow as mlflow_api
+from packtrain.registry.ledger import LedgerRegistry
+from packtrain.registry.memory import SeenLedgers
+from packtrain.registry.mlflow import Mlflow
+from packtrain.testing.clock import FakeClock
+from packtrain.testing.fake_mlflow import Fake
+from packtrain.testing.faults import Fault, FaultyStore, Killed
+from packtrain.testing.memory_store import MemoryStore
+from packtrain.testing.mlflow_servers import MlflowServer
+from packtrain.wiring import SystemClock
+from tests.conftest import Models
+from tests.model.examples import MERGED
+
+WRITERS = 30
+REAL = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("mlflow_sqlite", marks=REAL),
+        pytest.param("mlflow_postgresql", marks=REAL),
+    ]
+)
+def url(request: pytest.FixtureRequest) -> str:
+    """A server without registered models."""
+    found: str = request.getfixturevalue(request.param).url
+    forget(found)
+    return found
+
+
+def forget(url: str) -> None:
+    client = Mlflow(url, environ={})
+    for name, _ in list(client.models()):
+        client.delete_model(name)
+
+
+@dataclass
+class Writer:
+    """A machine of its own."""
+
+    store: Store
+    home: Path
+    url: str
+    actor: str
+    clock: SystemClock | FakeClock = field(default_factory=SystemClock)
+    told: list[tuple[int, object]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.client = Mlflow(self.url, environ={})
+        self.ledger = LedgerRegistry(
+            self.store, SeenLedgers(self.home), actor=self.actor, clock=self.clock, nonce=lambda: uuid.uuid4().hex
+        )
+        self.registry: Registry = MirroringRegistry(
+            self.ledger, self.client, self.store, Silent(), self.clock, lambda state, intent: Entry()
+        )
+
+    def publish(self, manifest: Manifest) -> None:
+        publish_id = uuid.uuid4().hex
+        digest = manifest.digest
+        self.registry.change("m", lambda s: s.begin_publish(digest, publish_id, "2030-01-01T00:00:00.000Z"))
+        _, event = self.registry.change(
+            "m", lambda s: s.create_version(manifest, digest, publish_id, code=False, base=None, force=True)
+        )
+        assert event is not None
+        self.told.append((event.sequence, event.details["version"]))
+
+    def promote(self) -> None:
+        def decide(state: State) -> Draft | None:
+            return state.promote("production", random.choice(list(state.versions)), reason=self.actor)
+
+        _, event = self.registry.change("m", decide)
+        if event is not None:
+            self.told.append((event.sequence, (event.details["from"], event.details["to"])))
+
+
+def test_thirty_writers_publish_and_promote(url: str, tmp_path: Path) -> None:
+    """Nothing is lost: what each was told is in the ledger under its name; MLflow has those versions and no others, and
+    its alias is where the last event put it."""
+    store = MemoryStore()
+    writers = [Writer(store, tmp_path / str(n), url, f"writer-{n}") for n in range(WRITERS)]
+    writers[0].publish(MERGED)
+
+    def work(writer: Writer) -> None:
+        writer.publish(MERGED)
+        writer.promote()
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(work, writers))
+    referee = Writer(store, tmp_path / "referee", url, "referee")
+    state = referee.registry.read("m").state
+    log = referee.ledger.audit("m")
+    assert not state.mirror.unsettled
+    assert not state.mirror.intents
+    said = {event.sequence: event for event in log.events}
+    for writer in writers:
+        for sequence, what in writer.told:
+            event = said[sequence]
+            d = event.details
+            assert what == (d["version"] if event.action == "version.created" else (d["from"], d["to"]))
+            assert event.actor == writer.actor
+    assert len(state.versions) == WRITERS + 1
+    assert sorted(state.versions) == [version.number for version in referee.client.versions("m")]
+    shown = referee.client.model("m")
+    assert shown is not None
+    assert shown.aliases == state.aliases
+    moves = [event for event in log.events if event.action == "alias.promoted"]
+    assert [event.details["from"] for event in moves][1:] == [event.details["to"] for event in moves][:-1]
+    assert not [event for event in log.events if event.action == "alias.adopted"], "nobody moved it in MLflow"
+
+
+class Cutting(httpx.HTTPTransport):
+    """The server dies at a request: before it gets it, or before it answers; and stays away."""
+
+    def __init__(self, dies_at: int, answers_lost: bool) -> None:
+        super().__init__()
+        self.left = dies_at
+        self._answers_lost = answers_lost
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.left -= 1
+        if self.left >= 0:
+            return super().handle_request(request)
+        if self.left == -1 and self._answers_lost:
+            super().handle_request(request).read()
+            raise httpx.ReadError("the connection broke", request=request)
+        raise httpx.ConnectError("nobody is there", request=request)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers_lost", [False, True])
+def test_mlflow_dies_at_every_request_of_publish_and_promote(
+    url: str, tmp_path: Path, models: Models, answers_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_api, "PAUSES", ())
+    for dies_at in range(100):
+        forget(url)
+        store = MemoryStore(f"store-{dies_at}")
+        writer = Writer(store, tmp_path / f"{dies_at}", url, "ada", FakeClock())
+        transport = Cutting(dies_at, answers_lost)
+        writer.client.__dict__["_http"] = httpx.Client(base_url=url, transport=transport)
+        _attempt(writer, models.first)
+        writer.client.__dict__["_http"].close()
+        _require_whole(store, tmp_path / f"{dies_at}-next", url, models.first)
+        if transport.left >= 0:
+            break
+    assert dies_at > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "every"), [(Fault.UNAVAILABLE, 3), (Fault.KILLED, 1)])
+def test_the_bucket_or_the_publisher_dies_at_every_call_of_publish_and_promote(
+    fake: Fake, tmp_path: Path, models: Models, fault: Fault, every: int
+) -> None:
+    for dies_at in range(0, 300, every):
+        fake.models.clear()
+        store = MemoryStore(f"store-{dies_at}")
+        faulty = FaultyStore(store, dict.fromkeys(range(dies_at, 1000), fault))
+        _attempt(Writer(faulty, tmp_path / f"{dies_at}", fake.url, "ada", FakeClock()), models.first)
+        _require_whole(store, tmp_path / f"{dies_at}-next", fake.url, models.first)
+        if faulty.calls <= dies_at:
+            break
+    assert 30 < dies_at < 297
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_mlflow_and_its_database_are_killed_while_people_promote(
+    mlflow_postgresql: MlflowServer, tmp_path: Path
+) -> None:
+    """SIGKILL, in the middle: whoever was told that an alias moved finds its event, and MLflow shows it in the end."""
+    forget(mlflow_postgresql.url)
+    store = MemoryStore()
+    writers = [Writer(store, tmp_path / str(n), mlflow_postgresql.url, f"writer-{n}") for n in range(4)]
+    for _ in range(3):
+        writers[0].publish(MERGED)
+    over = threading.Event()
+
+    def work(writer: Writer) -> None:
+        while not over.is_set():
+            writer.promote()
+
+    assert mlflow_postgresql.database is not None
+    with ThreadPoolExecutor(len(writers)) as pool:
+        at_work = [pool.submit(work, writer) for writer in writers]
+        try:
+            for process in (mlflow_postgresql.process, mlflow_postgresql.database):
+                enough = sum(len(writer.told) for writer in writers) + 8
+                while sum(len(writer.told) for writer in writers) < enough and not any(f.done() for f in at_work):
+                    over.wait(0.05)
+                process.kill()
+                process.start()
+        finally:
+            over.set()
+    for done in at_work:
+        done.result()
+    referee = Writer(store, tmp_path / "referee", mlflow_postgresql.url, "referee")
+    state = referee.registry.read("m").state
+    shown = referee.client.model("m")
+    assert shown is not None
+    assert shown.aliases == state.aliases
+    assert not state.mirror.unsettled
+    said = {event.sequence: event for event in referee.ledger.audit("m").events}
+    for writer in writers:
+        assert all(said[sequence].actor == writer.actor for sequence, _ in writer.told)
+
+
+def _attempt(writer: Writer, directory: Path) -> None:
+    """Publishes and promotes, as far as it goes."""
+    request = Request(directory=directory, name="m", alias="production")
+    with suppress(PacktrainError, Killed):
+        publish(writer.store, writer.registry, request, reporter=Silent(), clock=writer.clock)
+
+
+def _require_whole(store: MemoryStore, home: Path, url: str, directory: Path) -> None:
+    """Whoever comes next finds no version without bytes, and no alias without its event; and can go on."""
+    other = Writer(store, home, url, "bob", FakeClock())
+    other.clock.sleep(60)
+    state = other.registry.read("m").state
+    shown = other.client.model("m")
+    numbers = [version.number for version in other.client.versions("m")]
+    assert sorted(state.versions) == numbers
+    for version in state.versions.values():
+        assert Digest.of(store.get(f"{version.prefix}packtrain.json")) == version.digest
+    if state.mirror.created is not None:
+        assert shown is not None
+        assert shown.aliases == state.aliases
+    assert not state.mirror.unsettled
+    assert not state.mirror.intents
+    request = Request(directory=directory, name="m", alias="production")
+    done = publish(store, other.registry, request, reporter=Silent(), clock=other.clock)
+    assert done.version is not None
+    shown = other.client.model("m")
+    assert shown is not None
+    assert shown.aliases == {"production": done.version.number}
+    assert [version.number for version in other.client.versions("m")] == [done.version.number]
