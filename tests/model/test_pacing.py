@@ -71,3 +71,14 @@ def test_requests_are_long_and_short_at_the_end() -> None:
     assert pace.request_length(4_000 * MB) == LONGEST
     assert pace.request_length(160 * MB) == 10 * MB
     assert pace.request_length(0) == SHORTEST
+
+
+@pytest.mark.parametrize("total", [10 * MB, 500 * MB, 4_000 * MB, 140_000 * MB])
+def test_a_large_model_takes_few_requests_and_a_small_one_all_at_once(total: int) -> None:
+    pace, missing, lengths = Pace(most=8, total=total), total, []
+    while missing > 0:
+        lengths.append(min(missing, pace.request_length(missing)))
+        missing -= lengths[-1]
+    assert min(lengths[:-1]) >= SHORTEST
+    assert len(lengths) <= 33 + total // (LONGEST // 2)
+    assert len(lengths) >= min(8, total // SHORTEST)

@@ -205,7 +205,7 @@ class _Download:
         self._threads: list[Thread] = []
         self._failure: BaseException | None = None
         self._over = False
-        self._pace = Pace(most=min(THREADS, limits.memory // (4 * BUFFER)))
+        self._pace = Pace(most=min(THREADS, limits.memory // (4 * BUFFER)), total=self._waiting_bytes)
         self._held = 0  # bytes of chunks that are fetched once more
         self._got = 0  # bytes in this window
         self._latency = 0.0

@@ -10,6 +10,7 @@ LOSS = 0.97  # a narrower one must give this much still
 HOLD = 8  # windows until the next try
 SHORTEST = 4 << 20  # bytes of a request, unless less is missing: one full chunk
 LONGEST = 128 << 20
+REQUESTS = 32  # for all there is to fetch, about, unless that makes them too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,11 @@ class Pace:
     """Widens as long as that makes the stream faster, then holds, and now and then tries a wider or a narrower one.
 
     At first it doubles with each window, so that a wire of any length is full within some round trips; when a server
-    asks for fewer requests it halves at once.
+    asks for fewer requests it halves at once. ``total``: bytes that there are to fetch.
     """
 
-    def __init__(self, *, most: int) -> None:
+    def __init__(self, *, most: int, total: int = 0) -> None:
+        self._shortest = max(SHORTEST, min(total // REQUESTS, LONGEST // 2))
         self._most = max(1, most)
         self.width = min(START, self._most)
         self._trial: _Trial | None = _Trial(self.width, 0.0)
@@ -59,10 +61,10 @@ class Pace:
     def request_length(self, missing: int) -> int:
         """Bytes of the next request, when ``missing`` are still to be asked for.
 
-        Long, because each request costs a round trip, and a server reads whole blocks at both of its ends (SeaweedFS
-        took 1.4 times the CPU for 16 MiB each); and short enough that all requests at the end end together.
+        Long, because each costs a round trip, and a server reads whole blocks at both of its ends (SeaweedFS took 1.4
+        times the CPU for 16 MiB each); but so short that all requests of the present width are needed at the end.
         """
-        return max(SHORTEST, min(missing // (2 * self.width), LONGEST))
+        return max(self._shortest, min(missing // (2 * self.width), LONGEST))
 
     def _try(self, width: int, rate: float) -> None:
         self._trial = _Trial(self.width, rate)
