@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,9 +21,10 @@ from packtrain.model.ledger import timestamp
 from packtrain.model.manifest import FILE_NAME
 from packtrain.model.reference import Reference
 from packtrain.model.version import version_prefix
+from packtrain.ports import OpenUpload, PartLimits
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
-from packtrain.testing.memory_store import MemoryStore
+from packtrain.testing.memory_store import MemoryMultipart, MemoryStore
 from tests.conftest import Models
 from tests.flows.conftest import House
 
@@ -427,3 +429,35 @@ def test_what_was_condemned_is_never_named(full: House, models: Models) -> None:
     with pytest.raises(Condemned):
         full.registry.change("llama", lambda state: state.begin_publish(version.digest, "0" * 32, version.created))
     assert version_prefix("llama", version.digest) == version.prefix
+
+
+def test_uploads_by_parts(full: House, models: Models) -> None:
+    """Those of what goes are aborted; those of what may go on, and of others, are not."""
+    store = full.store
+    assert isinstance(store, MemoryStore)
+    multipart = MemoryMultipart(store, PartLimits(smallest=1, largest=100, most=10))
+    start(full, models.base)
+    state = full.registry.read("llama").state
+    one, two, unfinished = (
+        *(state.version(n).digest for n in (1, 2)),
+        next(each.digest for each in state.publishes.values()),
+    )
+    opened = {digest: multipart.begin(f"models/llama/{digest.hex}/model") for digest in (one, two, unfinished)}
+    multipart.send(opened[one], 1, lambda: [b"12345"], 5, zlib.crc32(b"12345"))
+    foreign = multipart.begin("models/llama/somebody")
+    unknown = multipart.begin(f"models/llama/{'7' * 64}/model")
+    early = gc(full)
+    assert early.garbage == ()
+    assert [each.where for each in early.kept if each.what == "parts"] == sorted(
+        opened[digest].key for digest in (one, unfinished)
+    )
+    assert [each.where for each in early.strangers] == ["models/llama/somebody", f"models/llama/{'7' * 64}/"]
+    full.clock.sleep(30 * DAY)
+    old = OpenUpload(opened[two].key, "old", full.clock.now() - timedelta(days=8))
+    multipart._open[old] = {}
+    foreseen, done = gc(full, dry_run=True), gc(full)
+    assert done.garbage == foreseen.garbage
+    gone = {each.where: each.size for each in done.garbage if each.what == "parts"}
+    assert gone == {opened[one].key: 5, opened[unfinished].key: 0, opened[two].key: 0}
+    assert set(multipart.open_uploads("models/")) == {foreign, unknown, opened[two]}  # nobody knows how old the last is
+    assert what(gc(full)) == []

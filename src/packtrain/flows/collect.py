@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from packtrain.cache import Cache
-from packtrain.errors import PacktrainError, UsageError
+from packtrain.errors import NotFound, PacktrainError, UsageError
 from packtrain.flows import inventory, links
 from packtrain.flows.inventory import Inventory
 from packtrain.flows.naming import namer
@@ -29,10 +29,11 @@ from packtrain.model.manifest import FILE_NAME
 from packtrain.model.reachability import SKEW, Holdings, Rules, World, epitaph, epitaph_of_record
 from packtrain.model.retention import Occupant, own_sizes
 from packtrain.model.version import version_prefix
-from packtrain.ports import Clock, ObjectInfo, Registry, Reporter, Store
+from packtrain.ports import Clock, ObjectInfo, OpenUpload, Registry, Reporter, Store
 
 GRACE = timedelta(days=7)
 EXPIRED = timedelta(days=1)  # after its end, before a lease's object goes
+STALE = timedelta(days=1)  # after its begin, before an upload by parts of a version that is there may be aborted
 FORGOTTEN = timedelta(hours=1)  # a probe of `packtrain doctor`
 THREADS = 8
 
@@ -111,8 +112,10 @@ def collect(
     condemned = world.foresee() if dry_run else _condemn(registry, world)
     things = _Things(store, world, found, condemned, dry_run)
     garbage = [*things.folders(), *things.records(), *things.leases(), *things.probes()]
+    parts = things.parts()
     if not dry_run:
-        _delete(store, [each.where for each in garbage], reporter)
+        _delete(store, [each.where for each in garbage], [upload for _, upload in parts], reporter)
+    garbage += [each for each, _ in parts]
     garbage += _links(store, registry, now, dry_run)
     cached, held = _clear_cache(cache, registry, states, condemned, dry_run, reporter)
     return Collected((*garbage, *cached), (*things.kept, *held), tuple(things.strangers()), dry_run)
@@ -213,13 +216,35 @@ class _Things:
             if info.modified and info.modified < self._world.rules.now - FORGOTTEN:
                 yield Garbage("probe", info.key, info.size, f"a check of the store left it at {info.modified:%F %T}")
 
+    def parts(self) -> list[tuple[Garbage, OpenUpload]]:
+        """Uploads by parts. One of a live version is left of a repair, or of a publish that another one overtook; to
+        abort it harms no object, and at worst a repair that is under way says that it is gone."""
+        gone, rules = [], self._world.rules
+        for (name, digest), upload in sorted(self._found.parts, key=lambda pair: (pair[1].key, pair[1].id)):
+            state = self._state(name)
+            condemned, hold = digest in self._condemned.get(name, ()), self._world.hold(state, digest)
+            is_old = upload.begun is not None and upload.begun < rules.now - max(rules.grace, STALE)
+            if condemned or (is_old and digest in state.known and (hold is None or hold.until is None)):
+                why = epitaph(state, digest) if condemned else f"nobody completed it since {upload.begun:%F %T}"
+                gone.append((Garbage("parts", upload.key, self._size(upload), why), upload))
+            elif digest in state.known and hold is not None and hold.until is not None:
+                self.kept.append(Kept("parts", upload.key, self._size(upload), hold.why, hold.until))
+        return gone
+
+    def _size(self, upload: OpenUpload) -> int:
+        assert self._store.multipart is not None
+        try:
+            return sum(part.size for part in self._store.multipart.parts(upload))
+        except NotFound:  # it was completed, or somebody aborted it
+            return 0
+
     def strangers(self) -> Iterator[Stranger]:
         for where in sorted(self._found.strangers):
             yield Stranger(where, "nothing of Packtrain's has such a name")
         for name, record in sorted(self._found.records):
             if name not in self._world.states:
                 yield Stranger(self._found.records[name, record].key, f"there is no ledger of {name}")
-        for name, digest in sorted(self._found.folders):
+        for name, digest in sorted({*self._found.folders, *(key for key, _ in self._found.parts)}):
             if digest not in self._state(name).known | self._condemned.get(name, frozenset()):
                 yield Stranger(
                     version_prefix(name, digest),
@@ -241,7 +266,7 @@ class _Things:
         return None
 
 
-def _delete(store: Store, keys: list[str], reporter: Reporter) -> None:
+def _delete(store: Store, keys: list[str], parts: list[OpenUpload], reporter: Reporter) -> None:
     """Removes objects, and folders with all that is in them: the manifest first, so that nothing takes the rest for a
     whole model."""
     objects = [info for key in keys for info in _under(store, key)]
@@ -254,6 +279,9 @@ def _delete(store: Store, keys: list[str], reporter: Reporter) -> None:
 
     try:
         run_all(delete, objects, threads=THREADS, name="delete")
+        for upload in parts:
+            assert store.multipart is not None
+            store.multipart.abort(upload)
     finally:
         reporter.end()
 

@@ -10,7 +10,7 @@ from packtrain.errors import IntegrityError, NotFound
 from packtrain.model.digest import Digest
 from packtrain.model.lease import Lease
 from packtrain.model.reachability import Key
-from packtrain.ports import ObjectInfo, Store
+from packtrain.ports import ObjectInfo, OpenUpload, Store
 
 OURS = {"models", "ledger", "records", "leases", "doctor", "serve"}  # the folders of a store
 
@@ -31,12 +31,13 @@ class Folder:
 
 @dataclass(slots=True)
 class Inventory:
-    """``leases`` by the manifest that each is about, with their keys; ``strangers`` are folders and objects that no
-    Packtrain has made, at most three names deep."""
+    """``leases`` by the manifest that each is about, with their keys; ``parts`` are uploads by parts that nobody has
+    completed; ``strangers`` are folders and objects that no Packtrain has made, at most three names deep."""
 
     folders: dict[Key, Folder] = field(default_factory=dict)
     records: dict[Key, ObjectInfo] = field(default_factory=dict)
     leases: dict[Key, dict[str, Lease]] = field(default_factory=dict)
+    parts: list[tuple[Key, OpenUpload]] = field(default_factory=list)
     probes: list[ObjectInfo] = field(default_factory=list)
     strangers: set[str] = field(default_factory=set)
 
@@ -51,6 +52,11 @@ def take(store: Store) -> Inventory:
         folder.size += info.size
     found.records = dict(_matching(store, "records/", _RECORD, found.strangers))
     found.leases = read_leases(store, "leases/", found.strangers)
+    for upload in store.multipart.open_uploads("models/") if store.multipart else ():
+        if match := _FILE.fullmatch(upload.key):
+            found.parts.append(((match["name"], Digest(match["digest"])), upload))
+        else:
+            found.strangers.add(_shortened(upload.key))
     for info in store.list("doctor/"):
         if _PROBE.fullmatch(info.key):
             found.probes.append(info)
