@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packtrain.errors import Condemned, IntegrityError, PreflightRefused
+from packtrain.errors import IntegrityError, PacktrainError, PreflightRefused
 from packtrain.flows import bases, integrity
 from packtrain.flows.copyable import find_copyable
 from packtrain.flows.hashing import Checksums, Hashed, hash_and_check, hash_files
@@ -20,6 +20,7 @@ from packtrain.flows.sources import LocalDirectory, NewFile, Origin, files_of
 from packtrain.flows.storing import Lease, Load, find_lacking, find_wrong, seal, send, settle
 from packtrain.model.digest import Digest
 from packtrain.model.finding import Finding
+from packtrain.model.ledger import State
 from packtrain.model.lineage import Lineage, record_key
 from packtrain.model.manifest import FileEntry, Manifest
 from packtrain.model.reference import Reference, check_alias, check_name
@@ -91,6 +92,7 @@ class _Candidate:
     base: bases.ResolvedBase
     lineage: Lineage
     code: bool
+    record: bytes = b""  # the lineage, as it is stored
 
 
 def publish(store: Store, registry: Registry, request: Request, *, reporter: Reporter, clock: Clock) -> Published:
@@ -207,20 +209,38 @@ def _create(
     A publish that slept past its lease may find that garbage collection gave up what it had sent. Then it starts anew,
     under another digest.
     """
-    for _ in range(_ATTEMPTS - 1):
+    attempt = 1
+    while True:
+        state = registry.read(request.name).state
+        candidate = replace(
+            candidate,
+            manifest=state.uncondemned(candidate.manifest),
+            record=state.uncondemned_record(candidate.lineage.encode()),
+        )
         try:
-            return _attempt(store, registry, request, candidate, reporter, clock)
-        except Condemned as error:
-            reporter.note(f"{error}: this publish had shown no sign of life for longer than its lease. It starts anew")
-    return _attempt(store, registry, request, candidate, reporter, clock)
+            return _attempt(store, registry, state, request, candidate, reporter, clock)
+        except PacktrainError as error:  # among others, that an object is gone
+            condemned = registry.read(request.name).state.condemned
+            if attempt == _ATTEMPTS or condemned.isdisjoint({candidate.manifest.digest, Digest.of(candidate.record)}):
+                raise
+            reporter.note(
+                "garbage collection gave up what this publish had sent, because it showed no sign of life for longer "
+                f"than its lease ({error}). It starts anew"
+            )
+            attempt += 1
 
 
 def _attempt(
-    store: Store, registry: Registry, request: Request, candidate: _Candidate, reporter: Reporter, clock: Clock
+    store: Store,
+    registry: Registry,
+    state: State,
+    request: Request,
+    candidate: _Candidate,
+    reporter: Reporter,
+    clock: Clock,
 ) -> tuple[ModelVersion, bool, Traffic]:
-    name = request.name
-    state = registry.read(name).state
-    manifest = state.uncondemned(candidate.manifest)
+    """``state``: of the ledger, as it was just read."""
+    name, manifest = request.name, candidate.manifest
     digest = manifest.digest
     prefix = version_prefix(name, digest)
     lease = Lease(registry, name, digest, clock)
@@ -242,9 +262,8 @@ def _attempt(
     if request.paranoid:
         _read_back(store, prefix, wrong.all, reporter)
     seal(store, prefix, manifest)
-    lineage = state.uncondemned_record(candidate.lineage.encode())
-    record = Digest.of(lineage)
-    settle(store, record_key(name, record), lineage)
+    record = Digest.of(candidate.record)
+    settle(store, record_key(name, record), candidate.record)
     registry.change(name, lambda state: state.attach(digest, "lineage", record))
     log, event = registry.change(
         name,

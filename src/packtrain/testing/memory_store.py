@@ -8,6 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from packtrain.errors import AlreadyExists, IntegrityError, NotFound, Unavailable
 from packtrain.ports import Body, ObjectInfo, OpenUpload, PartInfo, PartLimits
@@ -23,12 +24,18 @@ class MemoryStore:
         self._lock = threading.Lock()
         self.multipart: MemoryMultipart | None = None  # `MemoryMultipart(store)` puts itself there
 
+    def copy(self) -> MemoryStore:
+        """Another one that holds the same."""
+        other = MemoryStore(self._name)
+        other.objects = dict(self.objects)
+        return other
+
     @property
     def url(self) -> str:
         return f"memory://{self._name}"
 
     @property
-    def directory(self) -> None:
+    def directory(self) -> Path | None:
         return None
 
     def get(self, key: str) -> bytes:

@@ -1,0 +1,547 @@
+"""Every order in which the calls of several flows into one store can happen.
+
+Each flow is an `Actor`: it runs in a thread of its own, over a store, a registry and a clock of its own, which stop it
+before every call; `explore` lets one of them go on, then looks who is next. So a run is the list of who was let go, and
+is repeated exactly. `explore` begins with the first order and tries every other choice once. A world that it has seen
+before (what is in the store, what time it is, and what every flow has been answered so far, which is all that it can
+know) is not gone into again, and neither are two orders of steps that do not disturb each other (sleep sets, of
+Godefroid): that is what makes all orders of two flows some hundreds of runs, and not 10^11.
+
+Calls about which two flows cannot disagree are not stopped at: a first exploration stops at none, and whenever two
+flows were seen to touch the same key, and one of them to write it, this key is added and the exploration begins anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import uuid
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from unittest import mock
+
+from packtrain.errors import PacktrainError
+from packtrain.model.ledger import Log
+from packtrain.ports import Multipart, ObjectInfo
+from packtrain.registry.ledger import LedgerRegistry
+from packtrain.testing.clock import FakeClock
+from packtrain.testing.faults import Killed
+from packtrain.testing.memory_store import MemoryStore
+
+T = TypeVar("T")
+
+_POOLS = ("packtrain.flows.workers", "packtrain.flows.collect", "packtrain.registry.ledger")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a flow is given: the outside, as it sees it."""
+
+    store: Any
+    registry: LedgerRegistry
+    clock: Any
+    pause: Callable[[str], None]  # a step of its own, which touches a key
+
+
+@dataclass(frozen=True)
+class Actor:
+    """``flow`` may be killed at any of its calls if it is ``mortal``. Its answer is compared as text. ``everywhere``:
+    its first step disturbs every step of others."""
+
+    name: str
+    flow: Callable[[Machine], object]
+    mortal: bool = False
+    everywhere: bool = False
+
+
+@dataclass
+class World:
+    """The outside of all: ``objects``, the time, and what every machine has seen of the ledgers."""
+
+    store: MemoryStore
+    clock: FakeClock
+    seen: Mapping[str, Log]
+
+    def copy(self) -> World:
+        return World(self.store.copy(), FakeClock(self.clock.now()), self.seen)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the world, and each flow's answer or its error; None for a flow that was killed."""
+
+    world: World
+    answers: Mapping[str, object]
+    order: tuple[str, ...]
+
+
+@dataclass
+class Explored:
+    """``runs`` that were made and ``worlds`` that were told apart."""
+
+    runs: int = 0
+    worlds: int = 0
+    ends: int = 0
+
+
+class Failed(AssertionError):
+    """An order in which something is wrong that must not be."""
+
+
+def explore(
+    start: World,
+    actors: Sequence[Actor],
+    check: Callable[[World], None],
+    at_end: Callable[[Outcome], None],
+    *,
+    most: int = 100_000,
+) -> Explored:
+    """Makes every order of the actors' calls happen. ``check`` is asked after every write, ``at_end`` after every run
+    that ended in a way that none before it did; what they raise is raised as `Failed`, with the order."""
+    shared: frozenset[str] = frozenset()
+    with _deterministic():
+        while True:
+            explored, touched = _explore(start, actors, check, at_end, shared, most)
+            if touched <= shared:
+                return explored
+            shared |= touched
+
+
+def wander(
+    start: World, actors: Sequence[Actor], check: Callable[[World], None], choose: Callable[[int], int]
+) -> Outcome:
+    """One run, in which ``choose(n)`` says which of n goes on; the last ones of n are deaths."""
+    with _deterministic(), _Run(start, actors, check, None) as run:
+        while options := run.options():
+            run.step(options[choose(len(options))])
+        return run.outcome()
+
+
+_Option = tuple[int, bool]  # which actor, and whether it dies
+
+
+def alone(start: World, actor: Actor) -> Outcome:
+    """A flow that nobody disturbs."""
+    with _deterministic(), _Run(start, [actor], lambda _: None, frozenset()) as run:
+        while options := run.options():
+            run.step(options[0])
+        return run.outcome()
+
+
+def _explore(
+    start: World,
+    actors: Sequence[Actor],
+    check: Callable[[World], None],
+    at_end: Callable[[Outcome], None],
+    shared: frozenset[str],
+    most: int,
+) -> tuple[Explored, frozenset[str]]:
+    explored, ends = Explored(), set[Hashable]()
+    visited: dict[Hashable, frozenset[_Option]] = {}  # the options that were asleep when a world was gone into
+    todo: list[tuple[tuple[_Option, ...], frozenset[_Option]]] = [((), frozenset())]
+    touches = _Touches()
+    while todo:
+        explored.runs += 1
+        if explored.runs > most:
+            raise Failed(f"more than {most} runs: the flows are too long for this")
+        steps, asleep = todo.pop()
+        with _Run(start, actors, check, shared, touches) as run:
+            for option in steps:
+                run.step(option)
+            while True:
+                state, options = run.state(), run.options()
+                if not options and (end := run.end()) not in ends:
+                    ends.add(end)
+                    with run.explained():
+                        at_end(run.outcome())
+                slept = visited.get(state)
+                awake = [o for o in options if o not in asleep and (slept is None or o in slept)]
+                visited[state] = asleep if slept is None else slept & asleep
+                if not awake:
+                    break
+                # What was tried here before need not be tried again after a step that it does not disturb.
+                sleeps = [
+                    frozenset(o for o in {*asleep, *awake[:n]} if run.independent(o, option))
+                    for n, option in enumerate(awake)
+                ]
+                todo += [((*run.steps, o), sleep) for o, sleep in list(zip(awake, sleeps, strict=True))[:0:-1]]
+                asleep = sleeps[0]
+                run.step(awake[0])
+        if touches.shared - shared:
+            break
+    explored.worlds, explored.ends = len(visited), len(ends)
+    return explored, touches.shared
+
+
+class _Touches:
+    """Which keys the actors of all runs have read and written. A key that ends in a slash stands for all below it."""
+
+    def __init__(self) -> None:
+        self._by: dict[str, set[tuple[str, bool]]] = {}
+        self.shared: frozenset[str] = frozenset()
+
+    def note(self, actor: str, key: str, writes: bool) -> None:
+        known = self._by.setdefault(key, set())
+        if (actor, writes) in known:
+            return
+        known.add((actor, writes))
+        for other, touched in self._by.items():
+            if _overlap(key, other) and any(a != actor and (w or writes) for a, w in touched):
+                self.shared |= {key, other}
+
+
+def _overlap(one: str, other: str) -> bool:
+    if one.endswith("/") or not one:
+        return other.startswith(one) or ((other.endswith("/") or not other) and one.startswith(other))
+    return one == other or ((other.endswith("/") or not other) and one.startswith(other))
+
+
+class _Abandoned(BaseException):
+    """Ends an actor's thread when its run is over."""
+
+
+class _Run:
+    """One order, step by step."""
+
+    def __init__(
+        self,
+        start: World,
+        actors: Sequence[Actor],
+        check: Callable[[World], None],
+        shared: frozenset[str] | None,
+        touches: _Touches | None = None,
+    ) -> None:
+        self.world = start.copy()
+        self.began = start.clock.now()
+        self.steps: list[_Option] = []
+        self._check = check
+        self._shared = shared
+        self._touches = touches
+        self._threads = [_Thread(actor, self) for actor in actors]
+        self._written = False
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.end()
+
+    def options(self) -> list[_Option]:
+        live = [index for index, thread in enumerate(self._threads) if not thread.over]
+        return [
+            *((index, False) for index in live),
+            *((index, True) for index in live if self._threads[index].actor.mortal and not self._has_died),
+        ]
+
+    def independent(self, one: _Option, other: _Option) -> bool:
+        """Whether two options lead to the same world in either order, and neither forbids the other."""
+        if one[0] == other[0] or (one[1] and other[1]):
+            return False
+        (key, writes), (other_key, other_writes) = (self._threads[each].next for each, _ in (one, other))
+        return one[1] or other[1] or not (writes or other_writes) or not _overlap(key, other_key)
+
+    def step(self, option: _Option) -> None:
+        index, dies = option
+        self.steps.append(option)
+        self._threads[index].go_on(dies)
+        with self.explained():
+            for thread in self._threads:
+                thread.require_sane()
+            if self._written:
+                self._written = False
+                self._check(self.world)
+
+    def state(self) -> Hashable:
+        objects = hash(frozenset(self.world.store.objects.items()))
+        return (objects, self.world.clock.monotonic(), *(thread.state for thread in self._threads))
+
+    def end(self) -> Hashable:
+        """What can be told of a run that is over, whatever its flows saw on their way."""
+        answers = tuple(repr(thread.answer) for thread in self._threads)
+        return hash(frozenset(self.world.store.objects.items())), self.world.clock.monotonic(), answers
+
+    def outcome(self) -> Outcome:
+        answers = {thread.actor.name: thread.answer for thread in self._threads}
+        return Outcome(self.world, answers, tuple(map(self._told, range(len(self.steps)))))
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            order = "\n".join(f"  {self._told(position)}" for position in range(len(self.steps)))
+            raise Failed(f"{type(error).__name__}: {error}\nin this order:\n{order}") from error
+
+    def touch(self, actor: str, key: str, writes: bool) -> bool:
+        """Notes what an actor is about to do. Returns whether it has to stop before it."""
+        if self._touches:
+            self._touches.note(actor, key, writes)
+        self._written = self._written or writes
+        return self._shared is None or any(_overlap(key, other) for other in self._shared)
+
+    @property
+    def _has_died(self) -> bool:
+        return any(dies for _, dies in self.steps)
+
+    def _told(self, position: int) -> str:
+        index, dies = self.steps[position]
+        number = sum(1 for each, _ in self.steps[: position + 1] if each == index)
+        return f"{self._threads[index].actor.name}{' dies' if dies else f' {number}'}"
+
+
+class _Thread:
+    """A flow in its thread: at most one thread of a run goes on at any time, the run's own included."""
+
+    def __init__(self, actor: Actor, run: _Run) -> None:
+        self.actor = actor
+        self.answer: object = None
+        self.over = False
+        self._run = run
+        self._history = hashlib.blake2b(actor.name.encode(), digest_size=16)
+        self._stopped, self._go = threading.Semaphore(0), threading.Semaphore(0)
+        self._dies = self._abandoned = False
+        self._thread = threading.Thread(target=self._work, name=actor.name, daemon=True)
+        self.ids = 0
+        self.next = ("", True) if actor.everywhere else (f"nothing of {actor.name}", False)  # to touch; to write
+
+    @property
+    def state(self) -> Hashable:
+        return self.over, self._history.digest()
+
+    def begin(self) -> None:
+        self._thread.start()
+        self._stopped.acquire()
+
+    def go_on(self, dies: bool) -> None:
+        self._dies = self._dies or dies
+        self._go.release()
+        self._stopped.acquire()
+
+    def end(self) -> None:
+        self._abandoned = True
+        while not self.over:
+            self.go_on(dies=False)
+        self._thread.join()
+
+    def require_sane(self) -> None:
+        if isinstance(self.answer, BaseException) and not isinstance(self.answer, PacktrainError):
+            raise self.answer
+
+    def touch(self, key: str, writes: bool) -> None:
+        """Stops, if the others could tell when this happens."""
+        if self._abandoned or self._dies:
+            raise _Abandoned  # what a flow does to clean up: the dead do nothing
+        if self._run.touch(self.actor.name, key, writes):
+            self.next = (key, writes)
+            self._stop()
+
+    def learn(self, what: object) -> None:
+        """Whatever an actor was answered is part of what it knows."""
+        self._history.update(repr(what).encode())
+
+    def new_id(self) -> uuid.UUID:
+        self.ids += 1
+        return uuid.UUID(bytes=hashlib.md5(f"{self.actor.name} {self.ids}".encode(), usedforsecurity=False).digest())
+
+    def _stop(self) -> None:
+        self._history.update(b".")  # where it stands is not where it stood
+        self._stopped.release()
+        self._go.acquire()
+        if self._abandoned:
+            raise _Abandoned
+        if self._dies:
+            raise Killed(self.actor.name)
+
+    def _work(self) -> None:
+        _current.thread = self
+        try:
+            self._stop()
+            self.answer = self.actor.flow(self._machine())
+        except (_Abandoned, Killed):
+            self.answer = None
+        except BaseException as error:  # noqa: BLE001 - `require_sane` looks at it
+            self.answer = error
+        finally:
+            self.learn(str(self.answer))
+            self.over = True
+            self._stopped.release()
+
+    def _machine(self) -> Machine:
+        world = self._run.world
+        store, clock = _Store(world.store, self), _Clock(world.clock, self)
+        seen: Any = Memory(world.seen)
+        registry = LedgerRegistry(
+            store, seen, actor=self.actor.name, clock=_Stamp(self._run.began), nonce=lambda: self.new_id().hex
+        )
+        return Machine(store, registry, clock, lambda key: self.touch(key, writes=False))
+
+
+_current = threading.local()
+
+
+def _uuid() -> uuid.UUID:
+    return _current.thread.new_id()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Without threads within flows, and without chance."""
+    with ExitStack() as patches:
+        for pool in _POOLS:
+            patches.enter_context(mock.patch(f"{pool}.ThreadPoolExecutor", Inline))
+        patches.enter_context(mock.patch("uuid.uuid4", _uuid))
+        yield
+
+
+class _Store:
+    """A `Store` whose every call is a step of an actor."""
+
+    multipart: Multipart | None = None
+
+    def __init__(self, inner: MemoryStore, thread: _Thread) -> None:
+        self._inner = inner
+        self._thread = thread
+        self.url = inner.url
+
+    @property
+    def directory(self) -> Path | None:
+        return self._inner.directory
+
+    def get(self, key: str) -> bytes:
+        return self._call(lambda: self._inner.get(key), key)
+
+    def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        pieces = self._call(lambda: [bytes(p) for p in self._inner.read(key, start, length, buffer)], key)
+        yield from (memoryview(piece) for piece in pieces)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._call(lambda: self._inner.create(key, data), key, writes=True)
+
+    def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
+        pieces = [bytes(piece) for piece in body]
+        self._call(lambda: self._inner.upload(key, pieces, size), key, writes=True)
+
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
+        return self._call(lambda: self._inner.copy_from(url, key, size, advance), key, writes=True)
+
+    def delete(self, key: str) -> None:
+        self._call(lambda: self._inner.delete(key), key, writes=True)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        return self._call(lambda: self._inner.head(key), key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        yield from self._call(lambda: sorted(self._inner.list(prefix), key=lambda info: info.key), prefix)
+
+    def children(self, prefix: str) -> Iterator[str]:
+        yield from self._call(lambda: sorted(self._inner.children(prefix)), prefix)
+
+    def locate(self, key: str) -> str:
+        return self._inner.locate(key)
+
+    def _call(self, act: Callable[[], T], key: str, *, writes: bool = False) -> T:
+        self._thread.touch(key, writes)
+        try:
+            answer = act()
+        except PacktrainError as error:
+            self._thread.learn((key, str(error)))
+            raise
+        self._thread.learn((key, answer))
+        return answer
+
+
+class _Clock:
+    """The world's time; to wait takes none of it. Nobody is stopped before a look at it: that time passes there is the
+    same as that it passes before the call that came before the look."""
+
+    def __init__(self, inner: FakeClock, thread: _Thread) -> None:
+        self._inner = inner
+        self._thread = thread
+
+    def now(self) -> datetime:
+        self._thread.learn(moment := self._inner.now())
+        return moment
+
+    def monotonic(self) -> float:
+        self._thread.learn(moment := self._inner.monotonic())
+        return moment
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+    def pass_(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _Stamp(FakeClock):
+    """What events are stamped with: when the run began. Their time orders nothing, and would only make worlds differ
+    that do not."""
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+def passing(seconds: float, name: str = "time") -> Actor:
+    """Time passes for everybody, at whatever moment it is let go: every machine sleeps, at any of its calls."""
+    return Actor(name, lambda machine: machine.clock.pass_(seconds), everywhere=True)
+
+
+class Memory:
+    """What a machine has seen of ledgers, kept nowhere."""
+
+    def __init__(self, seen: Mapping[str, Log]) -> None:
+        self._seen = dict(seen)
+
+    def names(self) -> list[str]:
+        return list(self._seen)
+
+    def path(self, name: str) -> str:
+        return f"memory of {name}"
+
+    def load(self, name: str) -> Log:
+        log = Log(name)
+        if (seen := self._seen.get(name)) is not None:
+            log.events, log.head, log.state = list(seen.events), seen.head, seen.state
+        return log
+
+    def save(self, log: Log) -> None:
+        copy = Log(log.name)
+        copy.events, copy.head, copy.state = list(log.events), log.head, log.state
+        self._seen[log.name] = copy
+
+
+class Inline:
+    """A pool without threads: what is given to it is done at once, so that an order has no orders within."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, act: Callable[..., T], *arguments: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(act(*arguments))
+        except (_Abandoned, Killed):
+            raise
+        except BaseException as error:  # noqa: BLE001 - as a pool does
+            future.set_exception(error)
+        return future
+
+    def map(self, act: Callable[..., T], *iterables: Iterable[Any]) -> Iterator[T]:
+        return iter([act(*arguments) for arguments in zip(*iterables, strict=False)])
+
+    def shutdown(self, **_: object) -> None:
+        pass
