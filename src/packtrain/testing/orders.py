@@ -104,9 +104,10 @@ def explore(
     """Makes every order of the actors' calls happen. ``check`` is asked after every write, ``at_end`` after every run
     that ended in a way that none before it did; what they raise is raised as `Failed`, with the order."""
     shared: frozenset[str] = frozenset()
+    ends = set[Hashable]()
     with _deterministic():
         while True:
-            explored, touched = _explore(start, actors, check, at_end, shared, most)
+            explored, touched = _explore(start, actors, check, at_end, ends, shared, most)
             if touched <= shared:
                 return explored
             shared |= touched
@@ -138,10 +139,11 @@ def _explore(
     actors: Sequence[Actor],
     check: Callable[[World], None],
     at_end: Callable[[Outcome], None],
+    ends: set[Hashable],
     shared: frozenset[str],
     most: int,
 ) -> tuple[Explored, frozenset[str]]:
-    explored, ends = Explored(), set[Hashable]()
+    explored = Explored()
     visited: dict[Hashable, frozenset[_Option]] = {}  # the options that were asleep when a world was gone into
     todo: list[tuple[tuple[_Option, ...], frozenset[_Option]]] = [((), frozenset())]
     touches = _Touches()
