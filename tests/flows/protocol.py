@@ -7,17 +7,16 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from packtrain.cache import Cache
 from packtrain.client import Silent
 from packtrain.flows.collect import Collected, collect
-from packtrain.flows.hashing import hash_files
+from packtrain.flows.hashing import Hashed, hash_files
 from packtrain.flows.in_place import InPlace
 from packtrain.flows.promote import archive, promote
 from packtrain.flows.publish import Published, Request, publish_checkpoint
@@ -29,6 +28,7 @@ from packtrain.model.lineage import Lineage, record_key
 from packtrain.model.manifest import FILE_NAME, Manifest
 from packtrain.model.reference import Reference
 from packtrain.model.version import version_prefix
+from packtrain.registry.ledger import LedgerRegistry
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.memory_store import MemoryStore
 from packtrain.testing.orders import Actor, Machine, Outcome, World, alone
@@ -60,10 +60,7 @@ class Content:
 @contextmanager
 def small() -> Iterator[None]:
     """Publishes without a look at the local disk. Each content has a lineage of its own."""
-    entries = lru_cache(lambda content: hash_files(content, Silent()))
-
-    def hashed(files: list[NewFile], _: object) -> Any:
-        return entries(tuple(files))
+    hashed = lru_cache(lambda files: Hashed(hash_files(files, Silent()), {}))
 
     with (
         mock.patch("packtrain.flows.publish._preflight", return_value=()),
@@ -71,7 +68,7 @@ def small() -> Iterator[None]:
             "packtrain.flows.publish.lineage_of", lambda _, request, __: Lineage(template=str(request.directory))
         ),
         mock.patch("packtrain.flows.publish.files_of", lambda _, origin: origin.files),
-        mock.patch("packtrain.flows.publish.hash_files", hashed),
+        mock.patch("packtrain.flows.publish._hash", lambda _, files, __: hashed(tuple(files))),
     ):
         yield
 
@@ -193,7 +190,7 @@ def then(*flows: Flow) -> Flow:
 
 def world(*flows: Flow, store: MemoryStore | None = None) -> World:
     """What there is after flows that nobody disturbed. Every machine has seen its ledgers."""
-    made = World(store or MemoryStore(), FakeClock(), {})
+    made = World(store or MemoryStore(), FakeClock(), registry=LedgerRegistry)
     for number, flow in enumerate(flows):
         made = settled(alone(made, Actor(f"before-{number}", flow)))
     return made
@@ -205,7 +202,7 @@ def settled(outcome: Outcome) -> World:
         assert not isinstance(answer, BaseException), answer
     objects = outcome.world.store.objects
     names = {key.split("/")[1] for key in objects if key.startswith("ledger/")}
-    return World(outcome.world.store, outcome.world.clock, {name: log(objects, name) for name in names})
+    return replace(outcome.world, seen={name: log(objects, name) for name in names})
 
 
 # What must hold

@@ -291,8 +291,8 @@ def names_before_all_is_there() -> AbstractContextManager[object]:
     """A version is named when its first file is there."""
     real = publishing.send
 
-    def send(store: Any, prefix: str, files: Any, entries: Any, *more: Any) -> None:
-        real(store, prefix, files, list(entries)[:1], *more)
+    def send(store: Any, load: Any, entries: Any, *more: Any) -> Any:
+        return real(store, load, list(entries)[:1], *more)
 
     return instead((publishing, "send", send), (storing, "find_lacking", lambda *_: []))
 

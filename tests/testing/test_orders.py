@@ -15,7 +15,7 @@ from packtrain.testing.orders import Actor, Failed, Machine, Outcome, World, exp
 def start(**objects: bytes) -> World:
     store = MemoryStore()
     store.objects = dict(objects)
-    return World(store, FakeClock(), {})
+    return World(store, FakeClock())
 
 
 def nothing(_: object) -> None:

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -27,8 +27,7 @@ from unittest import mock
 
 from packtrain.errors import PacktrainError
 from packtrain.model.ledger import Log
-from packtrain.ports import Multipart, ObjectInfo
-from packtrain.registry.ledger import LedgerRegistry
+from packtrain.ports import Multipart, ObjectInfo, Registry
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.faults import Killed
 from packtrain.testing.memory_store import MemoryStore
@@ -43,7 +42,7 @@ class Machine:
     """What a flow is given: the outside, as it sees it."""
 
     store: Any
-    registry: LedgerRegistry
+    registry: Any
     clock: Any
     pause: Callable[[str], None]  # a step of its own, which touches a key
 
@@ -59,16 +58,21 @@ class Actor:
     everywhere: bool = False
 
 
+MakeRegistry = Callable[..., Registry]  # of a store, a `Memory`, and keywords: actor, clock, nonce
+
+
 @dataclass
 class World:
-    """The outside of all: ``objects``, the time, and what every machine has seen of the ledgers."""
+    """The outside of all: what is stored, the time, what every machine has seen of the ledgers, and how it gets its
+    registry."""
 
     store: MemoryStore
     clock: FakeClock
-    seen: Mapping[str, Log]
+    seen: Mapping[str, Log] = field(default_factory=dict)
+    registry: MakeRegistry | None = None
 
     def copy(self) -> World:
-        return World(self.store.copy(), FakeClock(self.clock.now()), self.seen)
+        return replace(self, store=self.store.copy(), clock=FakeClock(self.clock.now()))
 
 
 @dataclass(frozen=True)
@@ -379,9 +383,12 @@ class _Thread:
     def _machine(self) -> Machine:
         world = self._run.world
         store, clock = _Store(world.store, self), _Clock(world.clock, self)
-        seen: Any = Memory(world.seen)
-        registry = LedgerRegistry(
-            store, seen, actor=self.actor.name, clock=_Stamp(self._run.began), nonce=lambda: self.new_id().hex
+        registry = world.registry and world.registry(
+            store,
+            Memory(world.seen),
+            actor=self.actor.name,
+            clock=_Stamp(self._run.began),
+            nonce=lambda: self.new_id().hex,
         )
         return Machine(store, registry, clock, lambda key: self.touch(key, writes=False))
 
@@ -431,8 +438,10 @@ class _Store:
         pieces = [bytes(piece) for piece in body]
         self._call(lambda: self._inner.upload(key, pieces, size), key, writes=True)
 
-    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None]) -> bool:
-        return self._call(lambda: self._inner.copy_from(url, key, size, advance), key, writes=True)
+    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None], *, fixed: bool = False) -> bool:
+        if url.startswith(f"{self.url}/"):
+            self._thread.touch(url.removeprefix(f"{self.url}/"), writes=False)
+        return self._call(lambda: self._inner.copy_from(url, key, size, advance, fixed=fixed), key, writes=True)
 
     def delete(self, key: str) -> None:
         self._call(lambda: self._inner.delete(key), key, writes=True)
