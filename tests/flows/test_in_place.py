@@ -14,11 +14,13 @@ from packtrain.errors import IntegrityError, LocalDiskError, Refused, Unavailabl
 from packtrain.flows import in_place
 from packtrain.flows.in_place import TERM, UNATTENDED, InPlace, pull_in_place
 from packtrain.flows.publish import Request
-from packtrain.flows.pull import Snapshot
+from packtrain.flows.pull import Snapshot, read_manifest
 from packtrain.flows.repair import repair
 from packtrain.model.lease import Holder, Lease, lease_prefix
 from packtrain.model.ledger import timestamp
+from packtrain.model.manifest import Manifest
 from packtrain.model.reference import Reference
+from packtrain.model.version import ModelVersion
 from packtrain.ports import Store
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore
@@ -94,6 +96,20 @@ def test_it_is_never_opened_through_a_link(house: House, model: Path, root: Path
     (root / "models/llama").rename(moved)
     (root / "models/llama").symlink_to(moved)
     with pytest.raises(IntegrityError, match="llama"):
+        pull(house)
+
+
+def test_a_link_that_comes_while_it_is_opened_is_not_followed(
+    house: House, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_and_move(store: Store, version: ModelVersion) -> Manifest:
+        manifest = read_manifest(store, version)
+        model.rename(tmp_path / "moved")
+        model.symlink_to(tmp_path / "moved")
+        return manifest
+
+    monkeypatch.setattr(in_place, "read_manifest", read_and_move)
+    with pytest.raises(IntegrityError, match=f"leads elsewhere, to {tmp_path / 'moved'}"):
         pull(house)
 
 
