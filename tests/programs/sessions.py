@@ -29,7 +29,7 @@ CONTEXT.set_forkserver_preload(["packtrain.client", "packtrain.cli.app", "packtr
 SEED = int(os.environ.get("PACKTRAIN_TEST_SEED", "20"))
 TIMES = float(os.environ.get("PACKTRAIN_TEST_TIMES", "1"))  # as many moments as usual
 FRESH = 12  # rounds after which a new name is used, of which nothing is published yet
-LONGEST = 0.2  # seconds between the kill of one machine's command and the next one's
+LONGEST = 0.2  # seconds between the kill of one machine's command and the next one's; longer on a busy machine
 AHEAD = "PACKTRAIN_TEST_DAYS_AHEAD"  # of a machine whose clock is wrong, and trusted by its garbage collection
 MARK = "PACKTRAIN_TEST_SESSION"  # in the environment of every process that a session starts
 
@@ -138,6 +138,7 @@ class Session:
     rounds: int = 0
     killed: int = 0
     ended: int = 0
+    longest: float = LONGEST
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
@@ -161,14 +162,24 @@ class Session:
             self.machines.append(Machine(home, environment))
 
     def round(self) -> None:
-        """Every machine runs a command; none lives longer than a moment."""
+        """Every machine runs a command; none lives longer than a moment, but in one round of many.
+
+        Such a round shows how long commands take here and now, so that the moments fall into their work.
+        """
         if self.rounds % FRESH == 0:
             self._add_name()
+        spared = self.rounds % FRESH == FRESH // 2
         self.rounds += 1
         commands = [machine.start(*self._choose(machine)) for machine in self.machines]
+        began = time.monotonic()
         for command in commands:
-            time.sleep(self.chance.uniform(0, LONGEST))
-            command.process.kill()
+            if spared and command.arguments[0] != "serve":  # which does not end by itself
+                command.process.join()
+            else:
+                time.sleep(self.chance.uniform(0, self.longest))
+                command.process.kill()
+        if spared:
+            self.longest = max(LONGEST, (time.monotonic() - began) / len(commands))
         for command in commands:
             if command.end() < 0:
                 self.killed += 1
