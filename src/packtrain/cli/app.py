@@ -99,4 +99,4 @@ def _usage_error(error: click.UsageError) -> UsageError:
     hint = f"See: {path} --help"
     if isinstance(error, click.NoSuchOption) and path.endswith((" serve", " run")):
         hint = f"What is for vLLM stands after two dashes: {path} REFERENCE -- {error.option_name} ..."
-    return UsageError(error.format_message().rstrip("."), hint=hint)
+    return UsageError(" ".join(error.format_message().split()).rstrip("."), hint=hint)

@@ -54,7 +54,7 @@ Which mount options matter: docs/shared-volumes.md""",
         registry="http://mlflow.example.com:5000",
     ),
     "hybrid": Profile(
-        says="models in a bucket, registered in an MLflow server; serving machines keep copies and share them",
+        says="models in a bucket, registered in an MLflow server; every serving machine keeps copies on its own disk",
         store="s3://my-bucket/models",
         about_store=_BUCKET,
         registry="http://mlflow.example.com:5000",
