@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from packtrain.errors import PacktrainError, UsageError, disk_error
+from packtrain.model.digest import Digest
 from packtrain.model.duration import duration
 from packtrain.model.lease import Holder
 from packtrain.model.ledger import Event, State
@@ -117,6 +118,14 @@ class Client:
         actor: str | None = None,
         vllm: str | None = None,
         llamafactory: str | None = None,
+        strategy: str | None = None,
+        devices: str | None = None,
+        poll: str | None = None,
+        watch_window: str | None = None,
+        error_limit: str | None = None,
+        latency_limit: str | None = None,
+        drain: str | None = None,
+        keep_versions: str | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         given = {
@@ -132,6 +141,14 @@ class Client:
             "actor": actor,
             "vllm": vllm,
             "llamafactory": llamafactory,
+            "strategy": strategy,
+            "devices": devices,
+            "poll": poll,
+            "watch_window": watch_window,
+            "error_limit": error_limit,
+            "latency_limit": latency_limit,
+            "drain": drain,
+            "keep_versions": keep_versions,
         }
         self.settings: Settings = load(given, environ=os.environ, directory=_working_directory())
         self._reporter: Reporter = reporter or Silent()
@@ -541,13 +558,20 @@ class Client:
         return unpin(self._parts.cache, self._parts.registry, which, reporter=self._reporter)
 
     def serve(self, reference: str, arguments: Sequence[str] = (), *, verify: bool = False) -> int:
-        """Pulls a version and runs ``vllm serve`` on it with ``arguments`` until it ends. Returns its exit code."""
+        """Runs ``vllm serve`` with ``arguments`` until it ends, and returns the exit code.
+
+        A reference with an alias is followed: engines serve, behind a proxy, what the alias names; its log goes to
+        structlog. Any other names one version, which is pulled and served by one engine.
+        """
         from packtrain.flows.serve import serve
 
+        wanted = Reference.parse(reference)
+        if wanted.alias is not None:
+            return self._follow(wanted, arguments, verify)
         return serve(
             self._parts.registry,
-            self._supply(verify),
-            Reference.parse(reference),
+            self._supply(verify, self._reporter),
+            wanted,
             arguments,
             vllm=self.settings.vllm,
             reporter=self._reporter,
@@ -560,36 +584,67 @@ class Client:
 
         run(
             self._parts.registry,
-            self._supply(verify),
+            self._supply(verify, self._reporter),
             Reference.parse(reference),
             arguments,
             vllm=self.settings.vllm,
             reporter=self._reporter,
         )
 
-    def _supply(self, verify: bool) -> Supply:
+    def _follow(self, reference: Reference, arguments: Sequence[str], verify: bool) -> int:
+        from packtrain.flows.follow import Manner, Place, follow
+        from packtrain.model.rollout import Limits
+
+        settings, parts = self.settings, self._parts
+        limits = Limits(settings.watch_window, settings.error_limit, settings.latency_limit)
+        home = settings.cache_dir / "serving"
+        here = Digest.of(parts.store.url.encode()).short
+        return follow(
+            parts.registry,
+            lambda reporter: self._supply(verify, reporter),
+            reference,
+            arguments,
+            vllm=settings.vllm,
+            manner=Manner(
+                strategy=settings.strategy,
+                devices=settings.devices,
+                poll=settings.poll,
+                drain=settings.drain,
+                keep=settings.keep_versions,
+                limits=limits,
+            ),
+            place=Place(home / "runs", home / here / f"{reference}.json", parts.cache.boot),
+            clock=parts.clock,
+        )
+
+    def _supply(self, verify: bool, reporter: Reporter) -> Supply:
         """Where engines find versions: in the cache, or where they are."""
         from packtrain.flows.serve import FromCache
 
         if self.settings.pull == "in-place":
-            return self._in_place(verify)
-        return FromCache(self._node())
+            return self._in_place(verify, reporter)
+        return FromCache(self._node(reporter))
 
-    def _node(self) -> Node:
+    def _node(self, reporter: Reporter | None = None) -> Node:
         from packtrain.flows.download import Limits
         from packtrain.flows.pull import Node
 
         parts = self._parts
         limits = Limits(memory=self.settings.pull_memory, bandwidth=self.settings.pull_bandwidth)
-        return Node(parts.store, parts.registry, parts.cache, self._reporter, parts.clock, limits)
+        return Node(parts.store, parts.registry, parts.cache, reporter or self._reporter, parts.clock, limits)
 
-    def _in_place(self, verify: bool) -> InPlace:
+    def _in_place(self, verify: bool, reporter: Reporter | None = None) -> InPlace:
         from packtrain.flows.in_place import InPlace
 
         holder = Holder(socket.gethostname(), os.getpid(), self.settings.actor)
         parts = self._parts
         return InPlace(
-            parts.store, parts.registry, verify=verify, holder=holder, reporter=self._reporter, clock=parts.clock
+            parts.store,
+            parts.registry,
+            verify=verify,
+            holder=holder,
+            reporter=reporter or self._reporter,
+            clock=parts.clock,
         )
 
 

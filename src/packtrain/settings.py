@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packtrain.errors import UsageError
 from packtrain.model.amount import Amount
+from packtrain.model.fitting import STRATEGIES
 
 FILE_NAME = "packtrain.toml"
 CONFIG = "PACKTRAIN_CONFIG"  # the variable that names another file
@@ -40,6 +41,14 @@ class Settings:
     actor: str  # who is written into the ledger
     vllm: str  # the command that starts vLLM
     llamafactory: str  # the command that starts LLaMA-Factory
+    strategy: str  # how `serve` changes versions: "auto", "blue-green", "replace"
+    devices: tuple[str, ...]  # sets of devices for engines: "0,1" and "2,3"
+    poll: float  # seconds between two looks at the alias
+    watch_window: float  # seconds in which a version must prove itself
+    error_limit: float  # the share of requests that may fail meanwhile
+    latency_limit: float | None  # the median time to the first byte meanwhile, in seconds
+    drain: float  # seconds for requests to end when their engine is to stop
+    keep_versions: int  # how many versions that proved themselves stay in the cache
 
 
 def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directory: Path) -> Settings:
@@ -54,13 +63,26 @@ def load(flags: Mapping[str, str | None], *, environ: Mapping[str, str], directo
         raise UsageError(
             f"{said_by['pull']} = {values['pull']!r} makes no sense", hint=f"It is one of: {', '.join(PULLS)}."
         )
+    if values["strategy"] not in STRATEGIES:
+        raise UsageError(
+            f"{said_by['strategy']} = {values['strategy']!r} makes no sense",
+            hint=f"It is one of: {', '.join(STRATEGIES)}.",
+        )
     bandwidth = values.pop("pull_bandwidth")
+    latency = values.pop("latency_limit")
     return Settings(
         cache_dir=_with_home(values.pop("cache_dir")).absolute(),
         cache_quota=_amount(values.pop("cache_quota"), said_by["cache_quota"]),
         cache_free=_amount(values.pop("cache_free"), said_by["cache_free"]),
         pull_memory=_bytes(values.pop("pull_memory"), said_by["pull_memory"]),
         pull_bandwidth=None if bandwidth == UNLIMITED else _bytes(bandwidth, said_by["pull_bandwidth"]),
+        devices=tuple(filter(None, (each.strip() for each in values.pop("devices").split(";")))),
+        error_limit=_share(values.pop("error_limit"), said_by["error_limit"]),
+        latency_limit=None if latency == UNLIMITED else _seconds(latency, said_by["latency_limit"]),
+        keep_versions=_count(values.pop("keep_versions"), said_by["keep_versions"]),
+        poll=_seconds(values.pop("poll"), said_by["poll"]),
+        watch_window=_seconds(values.pop("watch_window"), said_by["watch_window"]),
+        drain=_seconds(values.pop("drain"), said_by["drain"]),
         **values,
     )
 
@@ -120,6 +142,14 @@ def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
         "actor": _user(),
         "vllm": "vllm",
         "llamafactory": "llamafactory-cli",
+        "strategy": "auto",
+        "devices": "",
+        "poll": "10",
+        "watch_window": "120",
+        "error_limit": "10%",
+        "latency_limit": UNLIMITED,
+        "drain": "60",
+        "keep_versions": "2",
     }
 
 
@@ -164,6 +194,29 @@ def _bytes(text: str, said_by: str) -> int:
     if count < 1:
         raise UsageError(f"{said_by}: {text!r} is not an amount of bytes", hint="Write it like 64MiB or 200MB.")
     return count
+
+
+def _seconds(text: str, said_by: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"{said_by}: {text!r} is not a number of seconds", hint="Write it like 10 or 0.5.")
+    return seconds
+
+
+def _share(text: str, said_by: str) -> float:
+    amount = _amount(text, said_by)
+    if not text.endswith("%"):
+        raise UsageError(f"{said_by}: {text!r} is not a share", hint="Write it like 10%.")
+    return amount.of(1_000_000) / 1_000_000
+
+
+def _count(text: str, said_by: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{said_by}: {text!r} is not a number of versions", hint="Write it like 2; at least 1.")
+    return int(text)
 
 
 def _from_file(path: Path) -> dict[str, str]:

@@ -464,7 +464,7 @@ def test_an_engine_serves_the_version(
         assert [model["id"] for model in answer["data"]] == ["llama"]
         assert process.stderr is not None
         said = ""
-        while command == "serve" and "is ready at" not in said:
+        while command == "serve" and " ready: version=2 " not in said:
             line = process.stderr.readline()
             assert line, said
             said += line

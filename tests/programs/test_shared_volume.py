@@ -100,7 +100,7 @@ def served(node: Cli, reference: str, home: Path) -> Iterator[tuple[subprocess.P
     with log.open("w") as said:
         process = subprocess.Popen(command, env=node.environment, stdout=said, stderr=said, text=True)
     try:
-        wait_for(lambda: process.poll() is not None or "is ready at" in log.read_text())
+        wait_for(lambda: process.poll() is not None or " ready" in log.read_text())
         assert process.poll() is None, log.read_text()
         yield process, f"http://127.0.0.1:{port}"
     finally:
@@ -120,7 +120,7 @@ def test_an_engine_serves_in_place_under_a_lease_that_the_other_node_sees(
 ) -> None:
     trainer, server = nodes
     trainer.run("publish", models.first, "--name", "llama", "--alias", "production")
-    with served(server, "llama@production", tmp_path) as (process, url):
+    with served(server, "llama/1", tmp_path) as (process, url):
         path = directory(server, 1)
         assert f" from {path}\n" in (tmp_path / "serve.log").read_text()
         assert "not checked" in (tmp_path / "serve.log").read_text()

@@ -73,9 +73,27 @@ FLAGS: Mapping[str, Callable[[Function], Function]] = {
     "llamafactory": _setting(
         "--llamafactory", "COMMAND", "The command that starts LLaMA-Factory.", shell_complete=completing.file
     ),
+    "strategy": _setting("--strategy", "HOW", "How versions change: auto, blue-green or replace."),
+    "devices": _setting("--devices", "SETS", "Sets of devices for engines: '0,1;2,3'."),
+    "poll": _setting("--poll", "SECONDS", "Between two looks at the alias; else 10."),
+    "watch_window": _setting("--watch-window", "SECONDS", "In which a version must prove itself; else 120."),
+    "error_limit": _setting("--error-limit", "SHARE", "Of requests that may fail meanwhile; else 10%."),
+    "latency_limit": _setting("--latency-limit", "SECONDS", "Until half of the answers begin, meanwhile."),
+    "drain": _setting("--drain", "SECONDS", "For requests to end when their engine stops; else 60."),
+    "keep_versions": _setting("--keep-versions", "COUNT", "That proved themselves stay in the cache; else 2."),
 }
 EVERYWHERE = ("json", "store", "registry", "cache_dir")
 PULL = ("pull", "pull_memory", "pull_bandwidth", "cache_quota", "cache_free")  # of commands that may pull
+FOLLOW = (  # of the command that follows an alias
+    "strategy",
+    "devices",
+    "poll",
+    "watch_window",
+    "error_limit",
+    "latency_limit",
+    "drain",
+    "keep_versions",
+)
 CACHE = ("cache_quota", "cache_free")  # of commands that may evict, or say how much room there is
 
 

@@ -255,6 +255,8 @@ def _in_words(action: str, d: Mapping[str, Any]) -> str:
         case "alias.restored":
             found = d["found"] or "removed"
             return f"found @{d['alias']} moved in MLflow to {found}, restored: {d['to'] or 'not set'}"
+        case "node.went_back":
+            return f"went back on {d['node']} from version {d['version']} to {d['to']} (@{d['alias']})"
         case "referenced":
             return f"became the base of {d['name']} {d['digest'][:12]}"
         case "condemned":

@@ -87,7 +87,7 @@ def serve(
     """Runs vLLM on a version until it ends. Returns vLLM's exit code."""
     executable, said = find_vllm(vllm), Arguments.read(arguments)  # what cannot work is refused before any download
     with supply:
-        launch = _prepare(registry, supply, reference, said, reporter)
+        launch = prepare(registry, supply, resolve(registry, reference, reporter), said, reporter)
         return supervise(launch, executable, supply.pins, reporter=reporter, clock=clock)
 
 
@@ -103,16 +103,15 @@ def run(
     """Becomes vLLM on a version: this process is replaced."""
     executable, said = find_vllm(vllm), Arguments.read(arguments)
     with supply:
-        launch = _prepare(registry, supply, reference, said, reporter)
+        launch = prepare(registry, supply, resolve(registry, reference, reporter), said, reporter)
         supply.leave()
         exec_vllm(launch, executable, supply.pins)
 
 
-def _prepare(
-    registry: Registry, supply: Supply, reference: Reference, arguments: Arguments, reporter: Reporter
+def prepare(
+    registry: Registry, supply: Supply, version: ModelVersion, arguments: Arguments, reporter: Reporter
 ) -> Launch:
     """What to start for a version: the model itself, or an adapter's base with the adapter loaded."""
-    version = resolve(registry, reference, reporter)
     path = supply.open(version)
     fingerprint = f"{version}@{version.digest.short}"
     reporter.note(f"serving {version} ({version.digest}) from {path}")

@@ -18,6 +18,7 @@ Actions of schema 1, with their details:
     policy             protected, gated                     aliases, sorted: what moving them demands
     referenced         base, name, digest                   in a base's ledger: an adapter needs its version
     condemned          digests, records                     given up: never named again, their objects may go
+    node.went_back     node, alias, version, to, reason     a node found the version bad, and serves another
 
 The law of garbage collection: nothing is deleted that was not condemned before, what is named cannot be condemned, and
 what was condemned can never be named. The sequence of the log orders the two, so no clock and no delay can part them:
@@ -167,6 +168,7 @@ class State:
     condemned: frozenset[Digest] = frozenset()  # manifests and records
     policy: Policy = field(default_factory=Policy)
     mirror: Mirror = field(default_factory=Mirror)
+    bad: Mapping[int, frozenset[str]] = field(default_factory=dict)  # version -> nodes, since its last promotion
 
     # Questions
 
@@ -332,7 +334,7 @@ class State:
                 raise Refused(f"{self.name}/{to} is archived", hint="Choose another version.")
             target = to
         else:
-            live = [n for n in earlier if not self.versions[n].archived]
+            live = [n for n in earlier if not self.versions[n].archived and n not in self.bad]
             if not live:
                 raise Refused(
                     f"{self.name}@{alias} is at version {current} and there is no earlier one to go back to",
@@ -382,6 +384,13 @@ class State:
                 f"garbage collection gave up {digest} of {self.name} before it could be named",
                 hint="Run the command again: it starts anew.",
             )
+
+    def went_back(self, node: str, alias: str, number: int, to: int, reason: str) -> Draft | None:
+        """Notes that a node found a version bad and went to another by itself."""
+        if node in self.bad.get(number, frozenset()):
+            return None
+        details = {"node": node, "alias": alias, "version": number, "to": to, "reason": reason}
+        return Draft("node.went_back", details)
 
     def _expect(self, alias: str, expect: int | None) -> int | None:
         current = self.current(alias)
@@ -576,7 +585,8 @@ def _base(value: Any) -> BaseVersion:
 
 def _promoted(state: State, event: Event) -> State:
     alias, target = _move(state, event)
-    return _moved(state, event, alias, (*state.trails.get(alias, ()), target))
+    bad = {number: nodes for number, nodes in state.bad.items() if number != target}  # it gets another chance
+    return _moved(replace(state, bad=bad), event, alias, (*state.trails.get(alias, ()), target))
 
 
 def _rolled_back(state: State, event: Event) -> State:
@@ -705,6 +715,16 @@ def _refuse_condemned(state: State, digest: Digest) -> None:
         raise ValueError(f"{digest} was condemned before")
 
 
+def _went_back(state: State, event: Event) -> State:
+    d = event.details
+    number, node = _version_number(d["version"]), _text(d["node"])
+    check_alias(_text(d["alias"]))
+    _reason(d)
+    if d["to"] == number or not {number, _version_number(d["to"])} <= state.versions.keys():
+        raise ValueError("it goes from a version to itself, or one of the two does not exist")
+    return replace(state, bad={**state.bad, number: state.bad.get(number, frozenset()) | {node}})
+
+
 _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "publish.begin": _begin,
     "attached": _attached,
@@ -720,6 +740,7 @@ _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "alias.settled": _settled,
     "alias.adopted": _adopted,
     "alias.restored": _restored,
+    "node.went_back": _went_back,
 }
 
 

@@ -9,7 +9,7 @@ before all arguments.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -86,6 +86,14 @@ class Arguments:
         return tuple(
             token for name, values in _groups(self.given) if not _means(name, flag) for token in _tokens(name, values)
         )
+
+    def behind(self, port: int) -> Arguments:
+        """The same for an engine behind the proxy, on a port of this machine's own. The key stays out: whoever lists
+        processes could read it."""
+        kept = replace(self, given=self.without("--api-key"))
+        kept = replace(kept, given=kept.without("--host"))
+        given = (*kept.without("--port"), "--host", "127.0.0.1", "--port", str(port))
+        return replace(kept, given=given)
 
     @property
     def endpoint(self) -> Endpoint | None:

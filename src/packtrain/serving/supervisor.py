@@ -1,39 +1,32 @@
 """Staying in front of an engine: it is started, watched until it is ready, passed every signal, and gone when we
 are.
-
-The engine's processes (vLLM runs an API server, an engine core and workers) are one process group, led by the one
-that we start, and their orphans become our children. So when the leader has ended, for whatever reason, the rest
-can be killed and waited for: nothing keeps the accelerator's memory, and nothing is left for an init that a
-container may not have.
 """
 
 from __future__ import annotations
 
-import ctypes
-import http.client
 import math
 import os
 import select
 import signal
-import subprocess
-import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from packtrain.ports import Clock, Reporter
-from packtrain.serving import tether
 from packtrain.serving.arguments import Endpoint
-from packtrain.serving.vllm import Launch, command_line, environment, refuse_taken_port
+from packtrain.serving.processes import (
+    GRACE,
+    POLL,
+    adopting_orphans,
+    end_group,
+    exit_of,
+    how_it_ended,
+    is_healthy,
+    spawn,
+)
+from packtrain.serving.vllm import Launch, command_line, refuse_taken_port
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FORWARDED = (*STOPS, signal.SIGUSR1, signal.SIGUSR2)
-
-GRACE = 30.0  # seconds beyond --shutdown-timeout: vLLM's workers sometimes need that long to notice
-POLL = 0.25  # seconds
-SETTLE = 5.0  # seconds for what the leader leaves behind
-PROBE_TIMEOUT = 2.0  # seconds
-
-PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 def supervise(launch: Launch, executable: str, keep_fds: Collection[int], *, reporter: Reporter, clock: Clock) -> int:
@@ -44,7 +37,7 @@ def supervise(launch: Launch, executable: str, keep_fds: Collection[int], *, rep
     comes again. Dies with us: SIGTERM reaches it even if we are killed. Must be called from the main thread.
     Raises UsageError and EngineError before anything is started.
     """
-    command = command_line(launch, executable)
+    command_line(launch, executable)  # what cannot work is refused first
     grace = GRACE + launch.arguments.integer("--shutdown-timeout", 0)
     endpoint, hidden = launch.arguments.endpoint, launch.arguments.hides_health
     refuse_taken_port(endpoint)
@@ -52,21 +45,16 @@ def supervise(launch: Launch, executable: str, keep_fds: Collection[int], *, rep
     reporter.note("starting vLLM")
     if hidden:
         reporter.note(f"with {hidden}, whether vLLM is ready cannot be seen from here: its log says it")
-    with _received_signals() as signals, _adopting_orphans():
-        engine = subprocess.Popen(
-            [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command],
-            env=environment(launch),
-            pass_fds=tuple(keep_fds),
-            start_new_session=True,
-        )
+    with _received_signals() as signals, adopting_orphans():
+        engine = spawn(launch, executable, keep_fds)
         try:
             watched = None if hidden else endpoint
             ready, stopped = _watch(engine.pid, launch.name, watched, grace, signals, reporter, clock)
         finally:
-            _end_group(engine, clock)
+            end_group(engine, clock)
     if not stopped:
         early = " before it was ready; its log says why" if watched and not ready else ""
-        reporter.note(f"vLLM {_how_it_ended(engine.returncode)}{early}")
+        reporter.note(f"vLLM {how_it_ended(engine.returncode)}{early}")
     return engine.returncode if engine.returncode >= 0 else 128 - engine.returncode
 
 
@@ -84,7 +72,7 @@ def _watch(
     started = clock.monotonic()
     ready = False
     deadline: float | None = None  # for its end, once it was told to stop
-    with _exit_of(leader) as ended:
+    with exit_of(leader) as ended:
         while True:
             waiting = (endpoint is not None and not ready) or deadline is not None
             timeout = POLL if waiting else None
@@ -105,62 +93,9 @@ def _watch(
                 reporter.note("killing vLLM")
                 os.killpg(leader, signal.SIGKILL)
 
-            if endpoint is not None and not ready and deadline is None and _is_healthy(endpoint):
+            if endpoint is not None and not ready and deadline is None and is_healthy(endpoint):
                 ready = True
                 reporter.note(f"{name} is ready at {endpoint.url} after {clock.monotonic() - started:.0f} s")
-
-
-def _is_healthy(endpoint: Endpoint) -> bool:
-    """vLLM listens only when the model is loaded, so its first 200 says that it is ready."""
-    connection = http.client.HTTPConnection(endpoint.reachable_host, endpoint.port, timeout=PROBE_TIMEOUT)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _end_group(engine: subprocess.Popen[bytes], clock: Clock) -> None:
-    """Ends what the leader left behind, and reaps it all. A moment is given, because Python's resource tracker then
-    removes the shared memory that nobody else would."""
-    if engine.poll() is None:  # only if watching it failed
-        os.killpg(engine.pid, signal.SIGKILL)
-        engine.wait()
-    deadline = clock.monotonic() + SETTLE
-    signum = signal.SIGTERM
-    while _has_members(engine.pid):  # and as long as it has, its number is nobody else's
-        os.killpg(engine.pid, signum)
-        clock.sleep(POLL)
-        if clock.monotonic() >= deadline:
-            signum = signal.SIGKILL
-
-
-def _has_members(group: int) -> bool:
-    """Whether a process of the group lives. Reaps those that do not."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
-        return True
-    return False
-
-
-def _how_it_ended(returncode: int) -> str:
-    if returncode >= 0:
-        return f"ended with exit code {returncode}"
-    cause = ", as the kernel does when memory runs out" if returncode == -signal.SIGKILL else ""
-    return f"was ended by {signal.Signals(-returncode).name}{cause}"
-
-
-@contextmanager
-def _exit_of(process: int) -> Iterator[int]:
-    """A descriptor that becomes readable when a child ends."""
-    descriptor = os.pidfd_open(process)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 class _Signals:
@@ -191,14 +126,3 @@ def _received_signals() -> Iterator[_Signals]:
         signal.set_wakeup_fd(wakeup)
         os.close(reader)
         os.close(writer)
-
-
-@contextmanager
-def _adopting_orphans() -> Iterator[None]:
-    """Makes the orphans of our descendants our own children, so that they can be waited for."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    finally:
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)

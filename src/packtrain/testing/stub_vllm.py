@@ -7,17 +7,26 @@ What it has in common with `vllm serve`, so far as starting, watching and stoppi
 - the arguments that Packtrain gives, with vLLM's rules for them; others are ignored;
 - the port is taken at once, and listened on only when the model is "loaded": when PATH holds what a model needs;
 - a child process, as vLLM's engine core is, which is left behind if this process is killed;
-- /health, /load, /v1/models, /v1/completions, /v1/chat/completions (without streaming), `system_fingerprint`;
+- /health, /load, /metrics, /v1/models, /v1/completions, /v1/chat/completions, streamed or not, `system_fingerprint`;
+- VLLM_API_KEY, for what lies below /v1;
 - SIGTERM and SIGINT end it with 0; with --shutdown-timeout, after the requests in flight.
 
-An answer depends on the question and on the SHA-256 of the weights, so that it shows which version gave it.
-/stub/processes gives the process ids. Knobs, by environment:
+An answer depends on the question and on the SHA-256 of the weights, so that it shows which version gave it; it has as
+many words as tokens were asked for, and at least four. /stub/processes gives the process ids. Knobs, by environment:
 
     STUB_VLLM_EXIT=N             fail to start, with this exit code
     STUB_VLLM_LOADING=PATH       not ready while PATH exists
     STUB_VLLM_ANSWERING=PATH     no completion is answered while PATH exists
     STUB_VLLM_CRASH=1            kill itself when /health is asked for the second time
     STUB_VLLM_STUBBORN_CHILD=1   the child ignores SIGTERM, and this process waits for it
+    STUB_VLLM_PACE=SECONDS       between two words of a stream
+
+and by a file in the model, `stub_vllm.json`, so that one version behaves as no other does:
+
+    exit: N           fail to start, with this exit code
+    answers: "empty" | "nan" | "error" | "stall"      instead of an answer
+    loading: SECONDS  until it is ready
+    lives: N          requests; with the next one it kills itself, half way into the answer if that is streamed
 
 It needs nothing but the standard library and runs as a file: `write_executable` makes a command of it.
 """
@@ -27,6 +36,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -68,9 +78,11 @@ class Model:
         self.name, self.root, self.parent = name, root, parent
         self.digest = digest.hexdigest()
 
-    def answer(self, prompt: str) -> str:
-        word = hashlib.sha256(f"{self.digest}\n{prompt}".encode()).hexdigest()[:8]
-        return f"weights {self.digest[:12]} say {word}"
+    def answer(self, prompt: str, tokens: int = 0) -> str:
+        words = ["weights", self.digest[:12], "say"]
+        for number in range(max(1, tokens - 3)):
+            words.append(hashlib.sha256(f"{self.digest}\n{prompt}\n{number}".encode()).hexdigest()[:8])
+        return " ".join(words)
 
 
 class Server(ThreadingHTTPServer):
@@ -87,6 +99,8 @@ class Server(ThreadingHTTPServer):
         self.models: dict[str, Model] = {}
         self.engine_core = 0
         self.health_asked = 0
+        self.asked = 0
+        self.behaviour: dict[str, Any] = {}
         self.in_flight = 0
         self.lock = threading.Lock()
 
@@ -102,6 +116,10 @@ class Handler(BaseHTTPRequestHandler):
             self.health()
         elif self.path == "/load":
             self.send({"server_load": self.server.in_flight})
+        elif self.path == "/metrics":
+            self.send_text("vllm:num_requests_running 0.0\n")
+        elif not self.has_key():
+            self.fail(HTTPStatus.UNAUTHORIZED, "Unauthorized")
         elif self.path == "/v1/models":
             models = [
                 {"id": m.name, "object": "model", "owned_by": "stub", "root": m.root, "parent": m.parent}
@@ -114,9 +132,12 @@ class Handler(BaseHTTPRequestHandler):
             self.fail(HTTPStatus.NOT_FOUND, "Not Found")
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         if self.path not in self.completions:
             self.fail(HTTPStatus.NOT_FOUND, "Not Found")
+            return
+        if not self.has_key():
+            self.fail(HTTPStatus.UNAUTHORIZED, "Unauthorized")
             return
         with self.server.lock:
             self.server.in_flight += 1
@@ -138,28 +159,96 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def has_key(self) -> bool:
+        key = os.environ.get("VLLM_API_KEY")
+        return not key or not self.path.startswith("/v1") or self.headers.get("Authorization") == f"Bearer {key}"
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def complete(self, request: dict[str, Any]) -> None:
         model = self.server.models.get(request["model"])
         if model is None:
             self.fail(HTTPStatus.NOT_FOUND, f"The model `{request['model']}` does not exist.")
             return
-        if request.get("stream"):
-            self.fail(HTTPStatus.BAD_REQUEST, "the stand-in does not stream")
-            return
+        behaviour = self.server.behaviour
+        with self.server.lock:
+            self.server.asked += 1
+            dies = self.server.asked > behaviour.get("lives", math.inf)
+        match behaviour.get("answers"):
+            case "error":
+                self.fail(HTTPStatus.INTERNAL_SERVER_ERROR, "told to fail")
+                return
+            case "stall":
+                time.sleep(ORPHANED_CHILD_LIVES)
+            case _:
+                pass
         chat = self.path == "/v1/chat/completions"
-        text = model.answer(json.dumps(request["messages" if chat else "prompt"]))
+        text = model.answer(json.dumps(request["messages" if chat else "prompt"]), int(request.get("max_tokens") or 0))
+        words = [] if behaviour.get("answers") == "empty" else text.split(" ")
+        if request.get("stream"):
+            self.stream(model, words, chat, dies)
+            return
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        text = " ".join(words)
         said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        self.send(
-            {
-                "id": f"cmpl-{time.monotonic_ns()}",
-                "object": self.completions[self.path],
-                "created": int(time.time()),
-                "model": model.name,
-                "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None, **said}],
-                "system_fingerprint": self.server.fingerprint,
-                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-            }
-        )
+        logprobs = self.logprobs(words, chat) if request.get("logprobs") else None
+        usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": 1 + len(words)}
+        choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs, **said}
+        self.send({**self.envelope(model, self.completions[self.path]), "choices": [choice], "usage": usage})
+
+    def envelope(self, model: Model, kind: str) -> dict[str, Any]:
+        return {
+            "id": f"cmpl-{self.headers.get('X-Request-Id') or time.monotonic_ns()}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model.name,
+            "system_fingerprint": self.server.fingerprint,
+        }
+
+    def logprobs(self, words: Sequence[str], chat: bool) -> dict[str, Any]:
+        value = math.nan if self.server.behaviour.get("answers") == "nan" else -0.5
+        if chat:
+            return {"content": [{"token": word, "logprob": value} for word in words]}
+        return {"tokens": words, "token_logprobs": [value] * len(words)}
+
+    def stream(self, model: Model, words: Sequence[str], chat: bool, dies: bool) -> None:
+        """A word an event. Stops when the client is gone."""
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        envelope = self.envelope(model, "chat.completion.chunk" if chat else "text_completion")
+        for number, word in enumerate(words):
+            if dies and number == len(words) // 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            text = f" {word}" if number else word
+            said = {"delta": {"content": text}} if chat else {"text": text}
+            self.event(json.dumps({**envelope, "choices": [{"index": 0, "finish_reason": None, **said}]}))
+            time.sleep(float(os.environ.get("STUB_VLLM_PACE", "0")))
+        self.event("[DONE]")
+        self.chunk(b"")
+
+    def event(self, data: str) -> None:
+        self.chunk(f"data: {data}\n\n".encode())
+
+    def chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def send_text(self, text: str) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
 
     def send(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
         body = json.dumps(value).encode()
@@ -215,12 +304,19 @@ def serve(wanted: argparse.Namespace) -> int:
     fingerprint = {"custom": wanted.fingerprint_value, "none": None}.get(wanted.fingerprint_mode, "stub-vllm")
     server = Server(wanted.host, wanted.port, fingerprint, crash="STUB_VLLM_CRASH" in os.environ)
     server.models = {model.name: model for model in load(wanted)}
+    server.behaviour = behaviour(Path(wanted.model))
+    if code := server.behaviour.get("exit"):
+        print("stub_vllm: the model says that it does not start", file=sys.stderr)
+        return int(code)
+    ready_at = time.monotonic() + server.behaviour.get("loading", 0)
     with subprocess.Popen([sys.executable, __file__, "engine-core"], stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None
             child.stdout.readline()  # it is up
             server.engine_core = child.pid
-            wait_while(lambda: exists(os.environ.get("STUB_VLLM_LOADING")) and not signals)
+            wait_while(
+                lambda: (exists(os.environ.get("STUB_VLLM_LOADING")) or time.monotonic() < ready_at) and not signals
+            )
             if not signals:
                 server.server_activate()
                 threading.Thread(target=server.serve_forever, args=(TICK,), daemon=True).start()
@@ -245,6 +341,12 @@ def load(wanted: argparse.Namespace) -> list[Model]:
             name, path = (json.loads(module)[key] for key in ("name", "path"))
         models.append(Model(name, path, [*weights, adapter_weights(Path(path), wanted)], parent=names[0]))
     return models
+
+
+def behaviour(root: Path) -> dict[str, Any]:
+    """What the model says of its own engine."""
+    path = root / "stub_vllm.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def base_weights(root: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import click
 
 from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import SERVE, command
-from packtrain.cli.session import PULL, Session, takes
+from packtrain.cli.session import FOLLOW, PULL, Session, takes
 from packtrain.cli.terminal import say
 from packtrain.errors import UsageError
 from packtrain.model.amount import size
@@ -71,13 +71,18 @@ def _pull_unverified(session: Session, reference: str, to: Path | None, *, other
 @options.reference
 @options.for_vllm
 @options.verify
-@takes("vllm", *PULL)
+@takes("vllm", *PULL, *FOLLOW)
 def serve(session: Session, reference: str, arguments: tuple[str, ...], verify: bool) -> int:
-    """Pull a version and run vLLM on it.
+    """Run vLLM on a version, or on whatever an alias names.
 
-    Says when vLLM is ready, passes signals on, leaves nothing behind and ends with vLLM's exit code. An adapter is
-    served with its base.
+    NAME@alias is followed: behind a proxy that listens where vLLM would, engines change with the alias, and go back by
+    themselves from a version that fails. NAME/3 is served by one engine, whose exit code is the command's. An adapter
+    is served with its base.
     """
+    if "@" in reference:
+        from packtrain.cli.logging import configure
+
+        configure(as_json=session.as_json)
     return session.client.serve(reference, arguments, verify=verify)
 
 
