@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import io
 import json
 import time
 import uuid
@@ -99,13 +100,13 @@ class Proxy:
         self._metrics.accepted.inc()
         began = time.monotonic()
         version = ""
-        outcome = "cancelled"
+        outcome = "failed"
         try:
             body = await _body(request)
             response, version, outcome = await self._answer(request, name, body, began)
             return response
-        except web.HTTPRequestEntityTooLarge:
-            outcome = "refused"
+        except (asyncio.CancelledError, web.RequestPayloadError):
+            outcome = "cancelled"  # the client is gone
             raise
         finally:
             self._metrics.requests.labels(version, outcome).inc()
@@ -176,7 +177,11 @@ class Proxy:
         response: web.StreamResponse | None = None
         try:
             async with self._session.request(
-                request.method, url, headers=sent, data=body, allow_redirects=False
+                request.method,
+                url,
+                headers=sent,
+                data=io.BytesIO(body) if isinstance(body, bytes) else body,
+                allow_redirects=False,
             ) as upstream:
                 if upstream.status >= 500 and not await self._lives(backend):
                     raise _NothingSent(f"it answered {upstream.status} and is not healthy")
