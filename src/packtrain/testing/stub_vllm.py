@@ -27,6 +27,7 @@ and by a file in the model, `stub_vllm.json`, so that one version behaves as no 
     answers: "empty" | "nan" | "error" | "stall"      instead of an answer
     loading: SECONDS  until it is ready
     lives: N          requests; with the next one it kills itself, half way into the answer if that is streamed
+    fails_after: N    requests; to the others the answer is an error
 
 It needs nothing but the standard library and runs as a file: `write_executable` makes a command of it.
 """
@@ -182,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked += 1
             dies = self.server.asked > behaviour.get("lives", math.inf)
-        match behaviour.get("answers"):
+        match "error" if self.server.asked > behaviour.get("fails_after", math.inf) else behaviour.get("answers"):
             case "error":
                 self.fail(HTTPStatus.INTERNAL_SERVER_ERROR, "told to fail")
                 return

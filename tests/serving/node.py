@@ -1,0 +1,112 @@
+"""A node that follows an alias: `packtrain serve NAME@alias`, as a process, and what can be seen of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tests.serving.load import Answer, ask
+
+from packtrain.serving.processes import living
+from packtrain.testing.servers import free_ports
+
+SOON = 90.0  # seconds after which waiting has failed
+
+
+class Node:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int, log: Path) -> None:
+        self.port, self.log = port, log
+        with log.open("ab") as said:
+            self.process = subprocess.Popen(command, env=dict(environment), stdout=said, stderr=said)
+
+    def get(self, path: str) -> tuple[int, Any]:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=SOON)) as connection:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            data = reply.read()
+        try:
+            return reply.status, json.loads(data)
+        except ValueError:
+            return reply.status, data.decode()
+
+    @property
+    def status(self) -> Any:
+        return self.get("/status")[1]
+
+    def ask(self, prompt: str = "hi", tokens: int = 8, *, stream: bool = False) -> Answer:
+        return ask(self.port, "llama", prompt, tokens, stream=stream)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def until(self, condition: Callable[[], object], what: str, within: float = SOON) -> None:
+        deadline = time.monotonic() + within
+        while True:
+            with suppress(OSError, http.client.HTTPException):
+                if condition():
+                    return
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.said[-5000:]}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.said[-5000:]}"
+            time.sleep(0.05)
+
+    def until_serving(self, number: int, *, alone: bool = False, within: float = SOON) -> None:
+        """``alone``: and no other engine is left."""
+
+        def serves() -> bool:
+            status = self.status
+            serving = status["serving"] and status["serving"]["version"] == number
+            return bool(serving and (not alone or len(status["engines"]) == 1))
+
+        self.until(serves, f"version {number} to serve", within)
+
+    def until_said(self, text: str) -> None:
+        self.until(lambda: text in self.said, text)
+
+    def engine(self, stage: str = "serving") -> int:
+        """The process group of an engine."""
+        return next(int(engine["pid"]) for engine in self.status["engines"] if engine["stage"] == stage)
+
+    @property
+    def engines(self) -> list[int]:
+        return [int(engine["pid"]) for engine in self.status["engines"] if engine["pid"]]
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        self.process.send_signal(signum)
+        return self.process.wait(SOON)
+
+
+@contextmanager
+def node(
+    program: Sequence[str], environment: Mapping[str, str], home: Path, *options: str, vllm: Sequence[str] = ()
+) -> Iterator[Node]:
+    """Follows llama@production until the block ends; then no process of any engine may be left."""
+    [port] = free_ports(1)
+    command = [*program, "serve", "llama@production", *options]
+    command += ["--", "--host", "127.0.0.1", "--port", str(port), *vllm]
+    started = Node(command, environment, port, home / "serve.log")
+    groups = set[int]()
+    try:
+        started.until(lambda: started.get("/healthz")[0] == 200, "it to listen")
+        yield started
+        if started.process.poll() is None:
+            groups = set(started.engines)
+            assert started.stop() == 0, started.said[-5000:]
+    finally:
+        if started.process.poll() is None:
+            with suppress(OSError, http.client.HTTPException):
+                groups = set(started.engines)
+            started.process.kill()
+            started.process.wait()
+            for group in groups:
+                with suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+    assert all(not living(group) for group in groups), "an engine was left"
