@@ -585,8 +585,7 @@ def _base(value: Any) -> BaseVersion:
 
 def _promoted(state: State, event: Event) -> State:
     alias, target = _move(state, event)
-    bad = {number: nodes for number, nodes in state.bad.items() if number != target}  # it gets another chance
-    return _moved(replace(state, bad=bad), event, alias, (*state.trails.get(alias, ()), target))
+    return _moved(_forgiven(state, target), event, alias, (*state.trails.get(alias, ()), target))
 
 
 def _rolled_back(state: State, event: Event) -> State:
@@ -601,7 +600,12 @@ def _rolled_back(state: State, event: Event) -> State:
 def _adopted(state: State, event: Event) -> State:
     _require_bound(state)
     alias, target = _move(state, event)
-    return _moved(state, event, alias, (*state.trails.get(alias, ()), target), shown=True)
+    return _moved(_forgiven(state, target), event, alias, (*state.trails.get(alias, ()), target), shown=True)
+
+
+def _forgiven(state: State, number: int) -> State:
+    """A version that is promoted again gets another chance."""
+    return replace(state, bad={bad: nodes for bad, nodes in state.bad.items() if bad != number})
 
 
 def _moved(state: State, event: Event, alias: str, trail: tuple[int, ...], *, shown: bool = False) -> State:

@@ -28,7 +28,7 @@ from enum import StrEnum
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import Log
 
-_MOVES = ("alias.promoted", "alias.rolled_back")
+_MOVES = ("alias.promoted", "alias.adopted", "alias.rolled_back")
 LONGEST_PAUSE = 300.0  # seconds between two attempts of what keeps failing
 
 
