@@ -114,19 +114,47 @@ class EngineError(PacktrainError):
 
 def disk_error(error: OSError, what: str) -> LocalDiskError:
     """What a failed call on this machine's disk means to a user. ``what`` says what could not be done, to what."""
-    hints = {
-        errno.ENOSPC: "The disk is full: free some space and run the command again; it continues where it was.",
-        errno.EDQUOT: "Your disk quota is used up: free some space and run the command again; it continues.",
-        errno.EROFS: "The file system is read-only: choose another folder.",
-        errno.EACCES: "Permission denied: choose a folder that you can write, or ask for its permissions.",
-        errno.EPERM: "Permission denied: choose a folder that you can write, or ask for its permissions.",
-        errno.ENOENT: "Part of that path is not there, or went away meanwhile: check how it is written.",
-        errno.ENOTDIR: "Part of that path is a file and no folder: check how it is written.",
-        errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
-        errno.ESTALE: "The share changed under this machine: mount it again.",
-        errno.EIO: "The disk reports an input/output error: look at the kernel's log (dmesg) before using it again.",
-    }
-    return LocalDiskError(f"{what}: {error.strerror or error}", hint=hints.get(error.errno or 0, ""))
+    return LocalDiskError(f"{what}: {error.strerror or error}", hint=disk_hint(error))
+
+
+def disk_hint(error: OSError) -> str:
+    """What to do next."""
+    return _DISK_HINTS.get(error.errno or 0, "Look at the disk (dmesg may say more), or choose another folder.")
+
+
+_NO_PERMISSION = "Permission denied: choose a folder that you can write, or ask for its permissions."
+_GONE = "Its disk or share is gone: check that it is mounted and that its server answers, then run the command again."
+_IN_THE_WAY = "Something else is in the way there: move it, or choose another folder."
+_TOO_MANY = "Too few files may be open at once: raise the limit (ulimit -n 4096) and run the command again."
+_LACKING = "This file system lacks something that is needed, such as locks: choose a folder on a local disk."
+
+_DISK_HINTS = {
+    errno.ENOSPC: "The disk is full: free some space and run the command again; it continues where it was.",
+    errno.EDQUOT: "Your disk quota is used up: free some space and run the command again; it continues.",
+    errno.EROFS: "The file system is read-only: choose another folder.",
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EIO: "The disk reports an input/output error: look at the kernel's log (dmesg) before using it again.",
+    errno.EMFILE: _TOO_MANY,
+    errno.ENFILE: _TOO_MANY,
+    errno.ENAMETOOLONG: "The path is too long for its file system: choose a shorter one.",
+    errno.EFBIG: "Its file system cannot hold so large a file (FAT ends at 4 GiB): choose a folder on another one.",
+    errno.ENOENT: "Part of that path is not there, or went away meanwhile: check how it is written.",
+    errno.ENOTDIR: "Part of that path is a file and no folder: check how it is written.",
+    errno.EISDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+    errno.ELOOP: _IN_THE_WAY,
+    errno.ESTALE: _GONE,
+    errno.ENODEV: _GONE,
+    errno.ENXIO: _GONE,
+    errno.ENOTCONN: _GONE,
+    errno.ETIMEDOUT: _GONE,
+    errno.EHOSTDOWN: _GONE,
+    errno.ENOLCK: _LACKING,
+    errno.ENOSYS: _LACKING,
+    errno.EOPNOTSUPP: _LACKING,
+}
 
 
 INTERNAL_ERROR = 1

@@ -6,18 +6,20 @@ every call into this machine's file system (an audit hook in a forked process).
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from packtrain.errors import PacktrainError
+from packtrain.errors import IntegrityError, PacktrainError, Refused
 from packtrain.flows import integrity
-from packtrain.model.manifest import FILE_NAME
+from packtrain.model.manifest import FILE_NAME, Manifest
 from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
-from packtrain.testing.file_calls import killed_at
+from packtrain.testing.file_calls import failing, killed_at
 from packtrain.testing.memory_store import MemoryStore
 from tests.conftest import Models, first_fast
 from tests.flows.conftest import House, contents
@@ -116,6 +118,55 @@ def test_pull_killed_at_every_call_to_the_file_system(make_house: Make, models: 
         assert not list((again.home / "cache" / "partial").iterdir())
         k += 1
     assert k > 50
+
+
+REFUSALS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ESTALE)
+
+
+def refused(act: Callable[[], object], call: int, number: int) -> bool:
+    """Whether there was such a call. What the disk says is said, with what to do."""
+    caught: list[PacktrainError] = []
+    with failing(call, OSError(number, os.strerror(number))) as calls:
+        try:
+            act()
+        except PacktrainError as error:
+            caught.append(error)
+    for error in caught:
+        assert os.strerror(number) in str(error) or isinstance(error, IntegrityError | Refused), error
+        assert error.hint, error
+    return calls.count > call
+
+
+@pytest.mark.slow
+def test_publish_refused_by_the_disk(make_house: Make, models: Models, tmp_path: Path) -> None:
+    """Its own, or that of the store: at every ninth call, each time for another reason."""
+    k, going = 0, True
+    while going:
+        root = tmp_path / f"store-{k}"
+        house = make_house(f"publisher-{k}", store=DirectoryStore(root))
+        going = refused(lambda house=house: house.publish(models.first), k, REFUSALS[k % len(REFUSALS)])  # type: ignore[misc]
+        require_whole(make_house(f"reader-{k}", store=DirectoryStore(root)), models.first)
+        make_house(f"publisher-{k}", store=DirectoryStore(root)).publish(models.first)
+        require_whole(make_house(f"after-{k}", store=DirectoryStore(root)), models.first)
+        k += 9 if k % 2 else 10
+    assert k > 400
+
+
+@pytest.mark.slow
+def test_a_pull_into_a_folder_refused_by_the_disk(make_house: Make, models: Models, tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    make_house("publisher", store=store).publish(models.first)
+    k, going = 0, True
+    while going:
+        node, place = make_house(f"node-{k}", store=store), tmp_path / "places" / f"{k}"
+        going = refused(lambda n=node, p=place: n.pull("llama", to=p), k, REFUSALS[k % len(REFUSALS)])  # type: ignore[misc]
+        if (place / FILE_NAME).exists():  # it has its name, so it is whole
+            integrity.check_directory(place, Manifest.decode((place / FILE_NAME).read_bytes()), node.notes)
+        node.pull("llama", to=place)
+        assert {file: (place / file).read_bytes() for file in contents(models.first)} == contents(models.first)
+        assert not list(place.parent.glob(".*"))
+        k += 5 if k % 2 else 6
+    assert k > 100
 
 
 @pytest.mark.slow

@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from packtrain.cache import Partial
 from packtrain.errors import LocalDiskError
-from packtrain.flows import integrity
+from packtrain.flows import integrity, reuse
 from packtrain.flows.pull import foresee
+from packtrain.flows.reuse import _BLOCK, _step
 from packtrain.model.manifest import Manifest
 from packtrain.model.reference import Reference
 from packtrain.model.version import version_prefix
@@ -196,3 +199,34 @@ def test_a_partial_that_has_lost_a_link_fetches_it(house: House, tmp_path: Path)
     partial.close()
     assert not partial.finished
     shutil.rmtree(directory)
+
+
+@given(
+    st.integers(0, 20_000),
+    st.sampled_from([0, 4096, 8, 12_288, 5000]),
+    st.sampled_from([1, 4095, 4096, 9999, 40 << 20]),
+)
+def test_what_is_copied_is_copied_in_whole_blocks(position: int, shift: int, length: int) -> None:
+    """Where a block begins at the same place in both files."""
+    done = whole = 0
+    while done < length:
+        step = _step(position + shift + done, position + done, length - done)
+        assert 0 < step <= length - done
+        if not (position + done) % _BLOCK and not step % _BLOCK:
+            whole += step
+        done += step
+    if not shift % _BLOCK:
+        assert whole > length - 2 * _BLOCK
+
+
+def test_only_the_last_used_of_very_many_snapshots_are_looked_into(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes an open file meanwhile."""
+    house.pull("llama/3")
+    monkeypatch.setattr(reuse, "_MOST", 1)
+    versions = house.registry.read("llama").state.versions
+    assert list(house.cache.snapshots()) == [versions[3].digest, versions[1].digest]
+    manifest = Manifest.decode(house.store.get(version_prefix("llama", versions[2].digest) + "packtrain.json"))
+    with reuse.borrowing(house.cache, manifest) as borrowed:
+        assert set(borrowed.directories) == {versions[3].digest}

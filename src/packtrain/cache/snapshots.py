@@ -78,8 +78,8 @@ class Cache:
         return self.root / "snapshots" / digest.hex
 
     def snapshots(self) -> Iterator[Digest]:
-        """Every snapshot that is there, trusted or not."""
-        return self._digests("snapshots")
+        """Every snapshot that is there, trusted or not, the most recently used first."""
+        yield from sorted(self._digests("snapshots"), key=self._marks.used, reverse=True)
 
     def holds(self, digest: Digest) -> bool:
         """Whether a snapshot is there, trusted or not."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import random
+import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from packtrain.errors import IntegrityError, NotFound, PacktrainError, Unavailable, disk_error
+from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable, disk_error
 from packtrain.model.manifest import FileEntry, Manifest
 from packtrain.model.pacing import Pace
 from packtrain.model.sourcing import Run, missing_runs
@@ -29,6 +31,7 @@ from packtrain.ports import Clock, Reporter, Store
 BUFFER = 512 << 10  # bytes, one for each thread: stays in a core's cache, and threads seldom wait for each other
 MEMORY = 64 << 20  # bytes in flight, at most
 THREADS = 32
+FILES = 8  # that a thread has open at once, at most: its own, a connection or a path's folders
 ATTEMPTS = 6  # in a row that bring nothing, before a source is left
 WINDOW = 0.2  # seconds over which the goodput is measured, at least
 LATE = 1.0  # seconds after which a chunk may be late, if others take much less
@@ -205,7 +208,8 @@ class _Download:
         self._threads: list[Thread] = []
         self._failure: BaseException | None = None
         self._over = False
-        self._pace = Pace(most=min(THREADS, limits.memory // (4 * BUFFER)), total=self._waiting_bytes)
+        most = min(THREADS, limits.memory // (4 * BUFFER), _may_open() // FILES)
+        self._pace = Pace(most=most, total=self._waiting_bytes)
         self._held = 0  # bytes of chunks that are fetched once more
         self._got = 0  # bytes in this window
         self._latency = 0.0
@@ -230,8 +234,14 @@ class _Download:
     def _hire(self) -> None:
         while len(self._threads) < self._pace.width and (len(self._threads) < self._missing):
             thread = Thread(target=self._work, name="download", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # this user or container may have no more
+                if not self._threads:
+                    hint = "Raise the limit of processes (ulimit -u, or the container's pids limit)."
+                    raise Refused("no thread can be started for the download", hint=hint) from error
+                return
             self._threads.append(thread)
-            thread.start()
 
     def _observe(self, window: float) -> float:
         """Measures, once a window; returns when the present one began."""
@@ -477,6 +487,12 @@ class _Download:
             standing.since = now
             pause = random.uniform(0.5, 1.0) * min(10.0, 0.2 * 2**standing.failures)
             standing.pause_until = now + max(pause, min(error.retry_after or 0.0, 60.0))
+
+
+def _may_open() -> int:
+    """How many files may be open at once, beside those that every process has."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit - 16
 
 
 class _Budget:

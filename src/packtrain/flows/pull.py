@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +247,7 @@ def _pull_to(node: Node, version: ModelVersion, target: Path) -> Snapshot:
                     hint="Give --to a folder that does not exist yet.",
                 )
             integrity.check_directory(target, manifest, node.reporter)
+            shutil.rmtree(_beside(target, version), ignore_errors=True)  # of a pull that died right after the renaming
             return Snapshot(target, version, 0)
         with borrowing(node.cache, manifest) as borrowed:  # copies alone: these files may be written to
             partial = Partial(_beside(target, version), manifest, node.cache.boot)
@@ -254,8 +257,9 @@ def _pull_to(node: Node, version: ModelVersion, target: Path) -> Snapshot:
 
 
 def _beside(target: Path, version: ModelVersion) -> Path:
-    """Where a directory of the user's own is completed."""
-    return target.parent / f".{target.name}.{version.digest.short}.partial"
+    """Where a directory of the user's own is completed. Its name is no longer than names may be."""
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    return target.parent / f".{name}.{version.digest.short}.partial"
 
 
 def _is_occupied(target: Path) -> bool:

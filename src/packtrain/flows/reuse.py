@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from blake3 import blake3
@@ -20,7 +21,9 @@ from packtrain.model.sourcing import AtHand, Copy, find_at_hand, missing_runs
 from packtrain.ports import Reporter
 
 THREADS = 4
+_MOST = 256  # snapshots that are looked into: each takes an open file, and a node of adapters may have thousands
 _STEP = 16 << 20  # bytes copied in one call
+_BLOCK = 4096  # bytes: of file systems that share blocks between files (XFS, btrfs)
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a copy fails for these where it is written, not where it is read
 
 
@@ -40,12 +43,13 @@ class Borrowed:
 
 @contextmanager
 def borrowing(cache: Cache, manifest: Manifest) -> Iterator[Borrowed]:
-    """Looks into every snapshot that is trusted. Those that help stay pinned meanwhile."""
+    """Looks into the snapshots that are trusted, the last used ones if there are very many. Those that help stay
+    pinned meanwhile."""
     with ExitStack() as pins:
         held: dict[Digest, ExitStack] = {}
 
         def trusted() -> Iterator[tuple[Digest, Manifest]]:
-            for digest in cache.snapshots():
+            for digest in islice(cache.snapshots(), _MOST):
                 pin = pins.enter_context(ExitStack())
                 pin.enter_context(cache.pin(digest))
                 if cache.holds(digest) and cache.trusts(digest):
@@ -114,8 +118,8 @@ def _copy(copy: Copy, directory: Path, partial: Partial, reporter: Reporter, hal
         with partial.open(run.file.path) as target, source.open("rb", buffering=0) as stream:
             while done < length:
                 halt.check()
-                count = min(_STEP, length - done)
-                moved = _move(stream.fileno(), copy.place.start + done, target, run.start + done, count)
+                begin, position = copy.place.start + done, run.start + done
+                moved = _move(stream.fileno(), begin, target, position, _step(begin, position, length - done))
                 done += moved
                 reporter.advance(moved)
             partial.finish(*range(run.first, run.first + run.end - run.begin))
@@ -126,6 +130,16 @@ def _copy(copy: Copy, directory: Path, partial: Partial, reporter: Reporter, hal
         reporter.advance(-done)
         return 0
     return length
+
+
+def _step(begin: int, position: int, left: int) -> int:
+    """How much to copy next, so that as many whole blocks as can be are shared and not copied: they must begin at a
+    block's boundary in both files."""
+    if (begin - position) % _BLOCK:
+        return min(_STEP, left)
+    if off := begin % _BLOCK:
+        return min(_BLOCK - off, left)
+    return min(_STEP, left - left % _BLOCK or left)
 
 
 def _move(source: int, start: int, target: int, position: int, count: int) -> int:

@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
-from packtrain.errors import AlreadyExists, LocalDiskError, NotFound, Refused, Unavailable
+from packtrain.errors import AlreadyExists, LocalDiskError, NotFound, Refused, Unavailable, disk_hint
 from packtrain.ports import ObjectInfo
 from packtrain.storage.names import PAUSES, lstat_at, open_at
 
@@ -157,7 +157,7 @@ class DirectoryStore:
             except OSError as error:
                 raise LocalDiskError(
                     f"could not copy {path} to {self._root / key}: {error.strerror}",
-                    hint=_free(self._root) if error.errno in _FULL else "",
+                    hint=_free(self._root) if error.errno in _FULL else disk_hint(error),
                 ) from error
             with self._errors(key):
                 new.seal()
@@ -413,7 +413,7 @@ class DirectoryStore:
             elif number == errno.EROFS:
                 hint = "It is mounted read-only. Mount it for writing, or publish from another machine."
             else:
-                hint = "Look at the disk: `dmesg` and the file server's log say more."
+                hint = disk_hint(error)
             raise LocalDiskError(what, hint=hint) from error
 
 

@@ -6,16 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 from packtrain.testing.faults import Killed
 
 
 @dataclass
 class FileCalls:
-    """The calls as far as Python audits them: opens, renames, removals, listings, locks; not reads and writes.
-    ``count`` says how many there were."""
+    """The calls that Python audits (opens, renames, removals, listings, locks), and those of `DATA`. What a file object
+    reads and writes is not among them. ``count`` says how many there were."""
 
     fail_at: int | None
     failure: BaseException | None  # None: a real SIGKILL
@@ -32,6 +34,9 @@ class FileCalls:
                 raise self.failure
 
 
+DATA = ("pread", "preadv", "pwrite", "write", "copy_file_range", "posix_fallocate", "fsync")  # of `os`
+
+
 @contextmanager
 def failing(fail_at: int | None, failure: BaseException | None) -> Iterator[FileCalls]:
     """Counts the calls inside. Call ``fail_at``, counted from 0, raises ``failure``, or is a real SIGKILL.
@@ -44,9 +49,20 @@ def failing(fail_at: int | None, failure: BaseException | None) -> Iterator[File
     watched = FileCalls(fail_at, failure)
     _watched.append(watched)
     try:
-        yield watched
+        with ExitStack() as replaced:
+            for name in DATA:
+                replaced.enter_context(patch.object(os, name, _counted(watched, getattr(os, name))))
+            yield watched
     finally:
         _watched.remove(watched)
+
+
+def _counted(calls: FileCalls, call: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(*arguments: Any) -> Any:
+        calls.before()
+        return call(*arguments)
+
+    return counted
 
 
 _hooks: list[object] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from packtrain.errors import LocalDiskError, NotFound, UsageError
+from packtrain.errors import LocalDiskError, NotFound, UsageError, disk_hint
 
 MAX_DOCUMENT = 64 << 20  # bytes of one JSON file; the index of a 70B model takes 0.1 MB
 MAX_CONFIG = 1 << 20  # bytes of a LLaMA-Factory configuration
@@ -34,7 +34,10 @@ def open_regular(path: Path) -> io.BufferedReader:
         raise disk_error(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise LocalDiskError(f"{printable(str(path))} is not a regular file")
+        raise LocalDiskError(
+            f"{printable(str(path))} is not a regular file",
+            hint="Give a file, or a folder of files; not a device or FIFO.",
+        )
     return os.fdopen(descriptor, "rb")
 
 
@@ -122,7 +125,7 @@ def disk_error(path: Path, error: OSError) -> LocalDiskError:
     denied = isinstance(error, PermissionError)
     return LocalDiskError(
         f"cannot read {printable(str(path))}: {error.strerror or error}",
-        hint="Check its owner and permissions with ls -l." if denied else "",
+        hint="Check its owner and permissions with ls -l." if denied else disk_hint(error),
     )
 
 
