@@ -21,8 +21,9 @@ def test_every_error_of_a_disk_has_a_hint(number: int) -> None:
     ("number", "word"),
     [
         (errno.EMFILE, "ulimit"), (errno.ENAMETOOLONG, "shorter"), (errno.EFBIG, "4 GiB"), (errno.ESTALE, "mounted"),
-        (errno.ENOLCK, "local disk"), (errno.ENOTDIR, "no folder"), (errno.EISDIR, "in the way"), (errno.ENOSPC, "continues where it was"),
-        (errno.EIO, "dmesg"), (errno.EROFS, "read-only"), (errno.EPERM, "permissions"),
+        (errno.ENOLCK, "local disk"), (errno.ENOTDIR, "no folder"), (errno.EISDIR, "in the way"),
+        (errno.ENOSPC, "continues where it was"), (errno.EIO, "dmesg"), (errno.EROFS, "read-only"),
+        (errno.EPERM, "permissions"),
     ],
 )  # fmt: skip
 def test_the_usual_ones_have_their_own(number: int, word: str) -> None:
