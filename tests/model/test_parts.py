@@ -79,6 +79,17 @@ def test_of_a_fine_tuned_8b_only_what_changed_is_sent() -> None:
     assert changed <= sent(parts) <= 1.05 * changed
 
 
+def test_equal_chunks_do_not_tear_a_run_apart() -> None:
+    """Norms that nobody trained are the same in every layer."""
+    chunks = [part for layer in range(4) for part in ((16_384, "ones"), *[(4 * MIB, f"{layer} {i}") for i in range(2)])]
+    old = entry("w", chunks)
+    new = entry("w", [*chunks[:-1], (4 * MIB, "new")])
+    parts = plan(new, old)
+    require_right(new, parts, old)
+    assert sent(parts) == 4 * MIB
+    assert len(parts) == 2
+
+
 def test_what_moved_to_another_shard_is_copied_from_there() -> None:
     chunks = layers(4, 1)
     old = entry("a", chunks), entry("b", layers(2, 7))

@@ -126,7 +126,8 @@ def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]
     """What ``snapshots`` hold of a version. Their manifests are looked at one after the other, and not kept."""
     wanted_files = {(file.sha256, file.size) for file in manifest.files if file.size}
     wanted_chunks: dict[str, list[int]] = {}
-    for index, chunk in enumerate(chunk for file in manifest.files for chunk in file.chunks):
+    wanted = [chunk for file in manifest.files for chunk in file.chunks]
+    for index, chunk in enumerate(wanted):
         wanted_chunks.setdefault(chunk.blake3, []).append(index)
     by_content: dict[tuple[str, int], Place] = {}
     by_path: dict[tuple[str, str], Place] = {}  # rather than a copy of it elsewhere
@@ -140,7 +141,11 @@ def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]
             start = 0
             for chunk in file.chunks:
                 for index in wanted_chunks.get(chunk.blake3, ()):
-                    if index not in chunks:
+                    before = chunks.get(index - 1)
+                    follows = before is not None and before == Place(
+                        digest, file.path, start - wanted[index - 1].length
+                    )
+                    if follows or index not in chunks:  # of equal chunks the one that keeps a run together
                         chunks[index] = Place(digest, file.path, start)
                 start += chunk.length
     files: dict[str, Place] = {}
