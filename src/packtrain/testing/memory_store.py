@@ -21,7 +21,7 @@ class MemoryStore:
     def __init__(self, name: str = "store") -> None:
         self._name = name
         self.objects: dict[str, bytes] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.multipart: MemoryMultipart | None = None  # `MemoryMultipart(store)` puts itself there
 
     def copy(self) -> MemoryStore:
@@ -54,7 +54,7 @@ class MemoryStore:
             raise Unavailable(f"{self.locate(key)} ends early")
 
     def create(self, key: str, data: bytes) -> None:
-        with self._lock:
+        with self.lock:
             if key in self.objects:
                 raise AlreadyExists(f"{self.locate(key)} is there already")
             self.objects[key] = bytes(data)
@@ -63,7 +63,7 @@ class MemoryStore:
         data = b"".join(bytes(piece) for piece in body)  # a piece may be reused for the next
         if len(data) != size:
             raise ValueError(f"the body of {key} does not give the {size} bytes that were announced")
-        with self._lock:
+        with self.lock:
             self.objects[key] = data
 
     def copy_from(
@@ -79,12 +79,12 @@ class MemoryStore:
             return False
         data = self.get(url.removeprefix(f"{self.url}/"))
         advance(size)
-        with self._lock:
+        with self.lock:
             self.objects[key] = data
         return True
 
     def delete(self, key: str) -> None:
-        with self._lock:
+        with self.lock:
             self.objects.pop(key, None)
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -92,7 +92,7 @@ class MemoryStore:
         return None if data is None else _info(key, data)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        with self._lock:
+        with self.lock:
             found = [_info(key, data) for key, data in self.objects.items() if key.startswith(prefix)]
         yield from found
 
@@ -125,7 +125,7 @@ class MemoryMultipart:
         self._copies = copies
         self._open: dict[OpenUpload, dict[int, bytes]] = {}
         self._ids = map(str, itertools.count())
-        self._lock = threading.Lock()
+        self._lock = store.lock
 
     def warm(self) -> None:
         pass
