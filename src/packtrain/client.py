@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -450,6 +450,22 @@ class Client:
 
         return register(self._parts.registry, name)
 
+    def hear(
+        self, secret: bytes, *, host: str = "127.0.0.1", port: int = 8090, ready: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Hears MLflow's webhooks until this process is told to stop. Each is checked; then the model that it is about
+        is looked at, and those on this machine who wait for news of it are woken."""
+        from packtrain.flows.waking import wake
+        from packtrain.model.webhook import Gate
+        from packtrain.serving.webhooks import receive
+
+        def look(name: str) -> None:
+            log = self._parts.registry.read(name)
+            self._reporter.note(f"news of {name}: {_aliases(log.state)}")
+            wake(self.settings.cache_dir, name)
+
+        receive(Gate(secret), look, host=host, port=port, ready=ready, note=self._reporter.note)
+
     def verify(self, name: str | None = None, *, every_byte: bool = False) -> list[Verified]:
         """Walks chains and manifests, and every byte if asked. Raises IntegrityError at what does not hold."""
         from packtrain.flows.verify import verify
@@ -646,6 +662,10 @@ class Client:
             reporter=reporter or self._reporter,
             clock=parts.clock,
         )
+
+
+def _aliases(state: State) -> str:
+    return ", ".join(f"@{alias} at {number}" for alias, number in state.aliases.items()) or "no aliases"
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

@@ -111,7 +111,7 @@ def test_settings_are_flags_of_the_same_names() -> None:
         }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--actor" in flags(command)} == {
         "publish", "export", "adopt", "register", "watch", "promote", "rollback", "archive", "policy",
-        "gc",
+        "gc", "webhook",
     }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ for command in (
     setting_up.init,
     setting_up.doctor,
     setting_up.up,
+    setting_up.webhook,
     setting_up.completion,
     checking.check,
     publishing.publish,

@@ -10,6 +10,8 @@ verify    the ledger's chain, the manifests, and every byte if asked
 catalog   what is there: models, one version, its history, its URL
 mirroring the ledger as an MLflow server shows it, and what is done in MLflow alone
 runs      the training run and the tags of a version in MLflow
+foreign   versions in MLflow that Packtrain did not publish
+waking    those on this machine who wait for news of a model
 policy    what moving aliases demands
 links     the ledger as symbolic links in a directory, for people and a plain vllm serve
 caching   what this node keeps: listing, removing, verifying, pinning

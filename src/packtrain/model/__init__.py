@@ -16,6 +16,7 @@ tokenizer  what can be told of a tokenizer from its files
 comparison  what changed between two versions
 version    one immutable, numbered entry of a registered model
 mirror     what a ledger says about the MLflow server that shows it
+webhook    who may have sent one of MLflow's webhooks, and what it is about
 projection  what is to be done so that MLflow shows it, and what was done there alone
 ledger     the hash-chained log of what happened to a registered model, its fold, and the decisions on it
 """

@@ -1,4 +1,4 @@
-"""A machine and its shells: `init`, `doctor`, `up` and `completion`."""
+"""A machine and its shells: `init`, `doctor`, `up`, `webhook` and `completion`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from packtrain.cli.completing import SHELLS, script
 from packtrain.cli.helptext import SET_UP, command
 from packtrain.cli.session import CACHE, Session, takes
 from packtrain.cli.terminal import answer, printable
+from packtrain.errors import UsageError, disk_error
 
 if TYPE_CHECKING:
     from packtrain.flows.doctor import Check
@@ -117,6 +118,45 @@ def up(session: Session, profile: str, directory: Path, port: int | None) -> Non
             f"next, in another shell: source {shlex.quote(str(file))} && packtrain doctor   (Ctrl-C stops it all)"
         )
         running.wait()
+
+
+@command(
+    panel=SET_UP,
+    epilog="packtrain webhook --secret-file /run/secrets/mlflow-webhook --host 0.0.0.0",
+)
+@click.option(
+    "--secret-file",
+    metavar="FILE",
+    type=Path,
+    required=True,
+    shell_complete=completing.file,
+    help="The secret that MLflow signs its webhooks with.",
+)
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", help="Where to listen; else 127.0.0.1.")
+@click.option("--port", metavar="PORT", type=int, default=8090, help="Else 8090.")
+@takes("actor")
+def webhook(session: Session, secret_file: Path, host: str, port: int) -> None:
+    """Hear MLflow's webhooks, and look at once.
+
+    What somebody moves in MLflow's pages is then recorded, or undone, within a second, and those who follow an alias on
+    this machine look again. Without it they look at their intervals.
+    """
+    try:
+        secret = secret_file.read_bytes().strip()
+    except OSError as error:
+        raise disk_error(error, f"{secret_file} cannot be read") from error
+    if not secret:
+        raise UsageError(f"{secret_file} is empty", hint="Write the secret into it that MLflow was given.")
+    session.client.hear(
+        secret,
+        host=host,
+        port=port,
+        ready=lambda bound: session.tell(
+            bound,
+            text=lambda bound: f"listening on http://{host}:{bound}/",
+            document=lambda bound: {"url": f"http://{host}:{bound}/"},
+        ),
+    )
 
 
 @command(
