@@ -30,6 +30,7 @@ QUIET = {
 }
 # Webhooks may go to this machine, and every process of the server reads their secrets with the same key.
 WEBHOOKS = {
+    "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds; else a new webhook may miss events for a minute
     "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
     "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
     "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(b"packtrain's tests and laptops 00").decode(),
