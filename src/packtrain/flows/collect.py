@@ -24,7 +24,7 @@ from packtrain.flows.workers import Halt, run_all
 from packtrain.model.digest import Digest
 from packtrain.model.duration import about
 from packtrain.model.lease import lease_prefix
-from packtrain.model.ledger import Draft, State
+from packtrain.model.ledger import Draft, State, timestamp
 from packtrain.model.manifest import FILE_NAME
 from packtrain.model.reachability import SKEW, Holdings, Rules, World, epitaph, epitaph_of_record
 from packtrain.model.retention import Occupant, own_sizes
@@ -223,7 +223,7 @@ class _Things:
         for (name, digest), upload in sorted(self._found.parts, key=lambda pair: (pair[1].key, pair[1].id)):
             state = self._state(name)
             condemned, hold = digest in self._condemned.get(name, ()), self._world.hold(state, digest)
-            is_old = upload.begun is not None and upload.begun < rules.now - max(rules.grace, STALE)
+            is_old = upload.begun is not None and rules.is_over(timestamp(upload.begun), max(rules.grace, STALE))
             if condemned or (is_old and digest in state.known and (hold is None or hold.until is None)):
                 why = epitaph(state, digest) if condemned else f"nobody completed it since {upload.begun:%F %T}"
                 gone.append((Garbage("parts", upload.key, self._size(upload), why), upload))
