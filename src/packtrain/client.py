@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from packtrain.flows.caching import Checked, Listing, Removed
     from packtrain.flows.catalog import Entry
     from packtrain.flows.check import Verdict
-    from packtrain.flows.collect import Collected
     from packtrain.flows.doctor import Check
+    from packtrain.flows.garbage import Collected
     from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published

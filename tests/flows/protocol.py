@@ -15,7 +15,8 @@ from unittest import mock
 
 from packtrain.cache import Cache
 from packtrain.client import Silent
-from packtrain.flows.collect import Collected, collect
+from packtrain.flows.collect import collect
+from packtrain.flows.garbage import Collected
 from packtrain.flows.hashing import Hashed, hash_files
 from packtrain.flows.in_place import InPlace
 from packtrain.flows.promote import archive, promote

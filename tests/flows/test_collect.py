@@ -13,7 +13,8 @@ import pytest
 from packtrain.client import Silent
 from packtrain.errors import Condemned, IntegrityError, NotFound, Refused, Unavailable
 from packtrain.flows import verify
-from packtrain.flows.collect import Collected, collect
+from packtrain.flows.collect import collect
+from packtrain.flows.garbage import Collected
 from packtrain.flows.promote import archive
 from packtrain.model.digest import Digest
 from packtrain.model.lease import Holder, Lease, lease_key

@@ -16,9 +16,9 @@ import pytest
 
 from packtrain.errors import NotFound, PacktrainError, Refused
 from packtrain.flows import collect as collecting
+from packtrain.flows import garbage, storing
 from packtrain.flows import publish as publishing
-from packtrain.flows import storing
-from packtrain.flows.collect import Collected
+from packtrain.flows.garbage import Collected
 from packtrain.flows.in_place import InPlace
 from packtrain.model import ledger, reachability
 from packtrain.model.digest import Digest
@@ -284,7 +284,7 @@ def a_reader_looks_before_it_has_a_lease() -> AbstractContextManager[object]:
 
 def looks_for_leases_only_before() -> AbstractContextManager[object]:
     """It looks who reads before it condemns, and not after it."""
-    return instead((collecting._Things, "_reader", _nothing))
+    return instead((garbage.Things, "_reader", _nothing))
 
 
 def names_before_all_is_there() -> AbstractContextManager[object]:

@@ -16,21 +16,19 @@ from __future__ import annotations
 import hashlib
 import threading
 import uuid
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
 from typing import Any, Self, TypeVar
 from unittest import mock
 
 from packtrain.errors import PacktrainError
 from packtrain.model.ledger import Log
-from packtrain.ports import Multipart, ObjectInfo, Registry
+from packtrain.ports import Registry
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.faults import Killed
 from packtrain.testing.memory_store import MemoryStore
+from packtrain.testing.stepping import Abandoned, Inline, Memory, Stamp, SteppedClock, SteppedStore
 
 T = TypeVar("T")
 
@@ -127,6 +125,11 @@ def wander(
         return run.outcome()
 
 
+def passing(seconds: float, name: str = "time") -> Actor:
+    """Time passes for everybody, at whatever moment it is let go: every machine sleeps, at any of its calls."""
+    return Actor(name, lambda machine: machine.clock.pass_(seconds), everywhere=True)
+
+
 _Option = tuple[int, bool]  # which actor, and whether it dies
 
 
@@ -205,10 +208,6 @@ def _overlap(one: str, other: str) -> bool:
     if one.endswith("/") or not one:
         return other.startswith(one) or ((other.endswith("/") or not other) and one.startswith(other))
     return one == other or ((other.endswith("/") or not other) and one.startswith(other))
-
-
-class _Abandoned(BaseException):
-    """Ends an actor's thread when its run is over."""
 
 
 class _Run:
@@ -344,7 +343,7 @@ class _Thread:
     def touch(self, key: str, writes: bool) -> None:
         """Stops, if the others could tell when this happens."""
         if self._abandoned or self._dies:
-            raise _Abandoned  # what a flow does to clean up: the dead do nothing
+            raise Abandoned  # what a flow does to clean up: the dead do nothing
         if self._run.touch(self.actor.name, key, writes):
             self.next = (key, writes)
             self._stop()
@@ -362,7 +361,7 @@ class _Thread:
         self._stopped.release()
         self._go.acquire()
         if self._abandoned:
-            raise _Abandoned
+            raise Abandoned
         if self._dies:
             raise Killed(self.actor.name)
 
@@ -371,7 +370,7 @@ class _Thread:
         try:
             self._stop()
             self.answer = self.actor.flow(self._machine())
-        except (_Abandoned, Killed):
+        except (Abandoned, Killed):
             self.answer = None
         except BaseException as error:  # noqa: BLE001 - `require_sane` looks at it
             self.answer = error
@@ -382,12 +381,12 @@ class _Thread:
 
     def _machine(self) -> Machine:
         world = self._run.world
-        store, clock = _Store(world.store, self), _Clock(world.clock, self)
+        store, clock = SteppedStore(world.store, self), SteppedClock(world.clock, self)
         registry = world.registry and world.registry(
             store,
             Memory(world.seen),
             actor=self.actor.name,
-            clock=_Stamp(self._run.began),
+            clock=Stamp(self._run.began),
             nonce=lambda: self.new_id().hex,
         )
         return Machine(store, registry, clock, lambda key: self.touch(key, writes=False))
@@ -408,151 +407,3 @@ def _deterministic() -> Iterator[None]:
             patches.enter_context(mock.patch(f"{pool}.ThreadPoolExecutor", Inline))
         patches.enter_context(mock.patch("uuid.uuid4", _uuid))
         yield
-
-
-class _Store:
-    """A `Store` whose every call is a step of an actor."""
-
-    multipart: Multipart | None = None
-
-    def __init__(self, inner: MemoryStore, thread: _Thread) -> None:
-        self._inner = inner
-        self._thread = thread
-        self.url = inner.url
-
-    @property
-    def directory(self) -> Path | None:
-        return self._inner.directory
-
-    def get(self, key: str) -> bytes:
-        return self._call(lambda: self._inner.get(key), key)
-
-    def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        pieces = self._call(lambda: [bytes(p) for p in self._inner.read(key, start, length, buffer)], key)
-        yield from (memoryview(piece) for piece in pieces)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._call(lambda: self._inner.create(key, data), key, writes=True)
-
-    def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
-        pieces = [bytes(piece) for piece in body]
-        self._call(lambda: self._inner.upload(key, pieces, size), key, writes=True)
-
-    def copy_from(self, url: str, key: str, size: int, advance: Callable[[int], None], *, fixed: bool = False) -> bool:
-        if url.startswith(f"{self.url}/"):
-            self._thread.touch(url.removeprefix(f"{self.url}/"), writes=False)
-        return self._call(lambda: self._inner.copy_from(url, key, size, advance, fixed=fixed), key, writes=True)
-
-    def delete(self, key: str) -> None:
-        self._call(lambda: self._inner.delete(key), key, writes=True)
-
-    def head(self, key: str) -> ObjectInfo | None:
-        return self._call(lambda: self._inner.head(key), key)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        yield from self._call(lambda: sorted(self._inner.list(prefix), key=lambda info: info.key), prefix)
-
-    def children(self, prefix: str) -> Iterator[str]:
-        yield from self._call(lambda: sorted(self._inner.children(prefix)), prefix)
-
-    def locate(self, key: str) -> str:
-        return self._inner.locate(key)
-
-    def _call(self, act: Callable[[], T], key: str, *, writes: bool = False) -> T:
-        self._thread.touch(key, writes)
-        try:
-            answer = act()
-        except PacktrainError as error:
-            self._thread.learn((key, str(error)))
-            raise
-        self._thread.learn((key, answer))
-        return answer
-
-
-class _Clock:
-    """The world's time; to wait takes none of it. Nobody is stopped before a look at it: that time passes there is the
-    same as that it passes before the call that came before the look."""
-
-    def __init__(self, inner: FakeClock, thread: _Thread) -> None:
-        self._inner = inner
-        self._thread = thread
-
-    def now(self) -> datetime:
-        self._thread.learn(moment := self._inner.now())
-        return moment
-
-    def monotonic(self) -> float:
-        self._thread.learn(moment := self._inner.monotonic())
-        return moment
-
-    def sleep(self, seconds: float) -> None:
-        pass
-
-    def pass_(self, seconds: float) -> None:
-        self._inner.sleep(seconds)
-
-
-class _Stamp(FakeClock):
-    """What events are stamped with: when the run began. Their time orders nothing, and would only make worlds differ
-    that do not."""
-
-    def sleep(self, seconds: float) -> None:
-        pass
-
-
-def passing(seconds: float, name: str = "time") -> Actor:
-    """Time passes for everybody, at whatever moment it is let go: every machine sleeps, at any of its calls."""
-    return Actor(name, lambda machine: machine.clock.pass_(seconds), everywhere=True)
-
-
-class Memory:
-    """What a machine has seen of ledgers, kept nowhere."""
-
-    def __init__(self, seen: Mapping[str, Log]) -> None:
-        self._seen = dict(seen)
-
-    def names(self) -> list[str]:
-        return list(self._seen)
-
-    def path(self, name: str) -> str:
-        return f"memory of {name}"
-
-    def load(self, name: str) -> Log:
-        log = Log(name)
-        if (seen := self._seen.get(name)) is not None:
-            log.events, log.head, log.state = list(seen.events), seen.head, seen.state
-        return log
-
-    def save(self, log: Log) -> None:
-        copy = Log(log.name)
-        copy.events, copy.head, copy.state = list(log.events), log.head, log.state
-        self._seen[log.name] = copy
-
-
-class Inline:
-    """A pool without threads: what is given to it is done at once, so that an order has no orders within."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, act: Callable[..., T], *arguments: Any) -> Future[T]:
-        future: Future[T] = Future()
-        try:
-            future.set_result(act(*arguments))
-        except (_Abandoned, Killed):
-            raise
-        except BaseException as error:  # noqa: BLE001 - as a pool does
-            future.set_exception(error)
-        return future
-
-    def map(self, act: Callable[..., T], *iterables: Iterable[Any]) -> Iterator[T]:
-        return iter([act(*arguments) for arguments in zip(*iterables, strict=False)])
-
-    def shutdown(self, **_: object) -> None:
-        pass

@@ -13,7 +13,7 @@ from packtrain.cli.text import NONE, table
 from packtrain.model.amount import size
 
 if TYPE_CHECKING:
-    from packtrain.flows.collect import Collected
+    from packtrain.flows.garbage import Collected
 
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _MOMENT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}):[0-9]{2}\.[0-9]{3}Z")
