@@ -45,11 +45,21 @@ def open_empty(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Sto
     return MemoryStore()
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(params=["s3", "gcs", "memory"])
 def assembling(request: pytest.FixtureRequest) -> Store:
     """An empty store of each kind that makes objects of parts."""
-    if request.param == "s3":
-        server = request.getfixturevalue("s3_environment")
+    return open_assembling(request.param, request)
+
+
+@pytest.fixture(params=["s3", "memory"])
+def assembling_copies(request: pytest.FixtureRequest) -> Store:
+    """Those that make parts of other objects, too."""
+    return open_assembling(request.param, request)
+
+
+def open_assembling(kind: str, request: pytest.FixtureRequest) -> Store:
+    if kind in ("s3", "gcs"):
+        server = request.getfixturevalue(f"{kind}_environment")
         request.getfixturevalue("monkeypatch").setattr(multipart, "PAUSES", (0.01, 0.01))
         return open_store(f"{server.url}/conformance/{uuid.uuid4().hex}")
     store = MemoryStore()

@@ -3,20 +3,25 @@ are read, what is repeated, and what each refusal leads to."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable, UsageError
-from packtrain.storage import google, objects, open_store
+from packtrain.errors import AlreadyExists, IntegrityError, NotFound, PacktrainError, Refused, Unavailable, UsageError
+from packtrain.ports import OpenUpload
+from packtrain.storage import gcs_multipart, google, objects, open_store
 from packtrain.storage.gcs import open_gcs
 from packtrain.storage.objects import PART, ObjectStore
+from packtrain.testing import gcs_front
 from packtrain.testing.faults import Fault
 from packtrain.testing.gcs_server import GcsServer
 from packtrain.testing.google import READ, WRITER
@@ -481,6 +486,76 @@ def test_a_failed_upload_is_aborted(gcs_environment: GcsServer) -> None:
     path = f"{store.url.removeprefix(gcs_environment.url + '/')}/k"
     assert path in [upload.key for upload in shown]
     assert path not in [upload.key for upload in gcs_environment.front.uploads.values()]
+
+
+# By parts
+
+
+def test_listings_of_parts_and_uploads_have_no_limit(
+    gcs_environment: GcsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gcs_front, "PAGE", 2)
+    multipart = fresh(gcs_environment).multipart
+    assert multipart is not None
+    begun = [multipart.begin(key) for key in "aabbc"]
+    assert sorted(each.id for each in multipart.open_uploads("")) == sorted(each.id for each in begun)
+    for number in (5, 1, 4, 2, 3):
+        multipart.send(begun[0], number, lambda: [b"x"], 1, zlib.crc32(b"x"))
+    assert [part.number for part in multipart.parts(begun[0])] == [1, 2, 3, 4, 5]
+    for each in begun:
+        multipart.abort(each)
+
+
+def test_a_part_that_arrived_as_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(monkeypatch, answer("200 OK", b"", 'ETag: "0123"')) as (_, store):
+        assert store.multipart is not None
+        with pytest.raises(IntegrityError, match="what arrived there is not what was hashed"):
+            store.multipart.send(OpenUpload("k", "id"), 1, lambda: [b"x"], 1, zlib.crc32(b"x"))
+
+
+def test_a_part_is_sent_again_after_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcs_multipart, "PAUSES", (0.0, 0.0))
+    tag = f'ETag: "{hashlib.md5(b"x").hexdigest()}"'
+    answers = (answer("503 Busy", xml("Busy")), b"", answer("200 OK", b"", tag))
+    with scripted(monkeypatch, *answers) as (server, store):
+        assert store.multipart is not None
+        part = store.multipart.send(OpenUpload("k", "id"), 1, lambda: [b"x"], 1, zlib.crc32(b"x"))
+    assert (part.number, part.crc32, len(server.requests)) == (1, zlib.crc32(b"x"), 3)
+
+
+def test_a_key_needs_google_auth_for_parts(server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, objects are written whole, and read all the same."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(server.key("writer.json")))
+    assert fresh(server).multipart is not None
+    monkeypatch.setattr(google, "find_spec", lambda _: None)
+    store = fresh(server)
+    assert store.multipart is None
+    require_works(store)
+    store.upload("large", (b"x" * PART for _ in range(2)), 2 * PART)
+    assert read(store, "large", 2 * PART) == b"x" * 2 * PART
+
+
+def test_a_storage_class(gcs_environment: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(The emulator knows none but STANDARD, so what is looked at is what it was asked for.)"""
+    store = fresh(gcs_environment)
+    store.create("k", b"text")
+    assert store.multipart is not None
+    with pytest.raises(UsageError, match="GLACIER") as caught:
+        store.multipart.reclass("k", 4, "GLACIER")
+    assert "COLDLINE" in caught.value.hint
+    asked = []
+    serve = gcs_environment.doorkeeper.service
+
+    def watched(method: str, target: str, headers: dict[str, str], body: bytes) -> object:
+        asked.append((method, target, body))
+        return serve(method, target, headers, body)
+
+    monkeypatch.setattr(gcs_environment.doorkeeper, "service", watched)
+    store.multipart.reclass("k", 4, "COLDLINE")
+    name = quote(store.locate("k").removeprefix(f"{gcs_environment.url}/"), safe="")
+    place = f"b/{gcs_environment.bucket}/o/{name}"
+    assert asked == [("POST", f"/storage/v1/{place}/rewriteTo/{place}", b'{"storageClass": "COLDLINE"}')]
+    assert store.get("k") == b"text"
 
 
 # Where it is

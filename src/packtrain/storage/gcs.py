@@ -13,10 +13,12 @@ from obstore.exceptions import BaseError
 from obstore.store import GCSStore
 
 from packtrain.errors import PacktrainError, Refused, Unavailable, UsageError
+from packtrain.ports import Multipart
 from packtrain.storage.failures import Failure
+from packtrain.storage.gcs_multipart import GcsMultipart
 from packtrain.storage.google import SIGN_IN, Identity, identity
 from packtrain.storage.objects import PLAIN, STALL, Connection, Errors, ObjectStore
-from packtrain.storage.wire import Link
+from packtrain.storage.wire import Link, Wire
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, GCSConfig, RetryConfig
@@ -55,7 +57,7 @@ class Gcs:
         return f"gs://{self.bucket}"
 
     def connect(self, prefix: str | None, client: ClientConfig, retry: RetryConfig) -> GCSStore:
-        tokens = self.identity.tokens
+        bearer = None if self.identity.config else self.identity.bearer
         config: GCSConfig = {**(self.identity.config or {}), "base_url": self.endpoint}
         if self.identity.headers:
             client = {**client, "default_headers": self.identity.headers}
@@ -66,14 +68,22 @@ class Gcs:
                 config=config,
                 client_options=client,
                 retry_config=retry,
-                credential_provider=tokens.for_obstore if tokens else None,
+                credential_provider=bearer.for_obstore if bearer else None,
             )
         except (BaseError, ValueError) as error:
             what = str(error).partition("\n")[0]
             raise UsageError(f"the settings for GCS make no sense: {what}", hint=SIGN_IN) from error
 
-    def multipart(self, prefix: str, silence: float, errors: Errors) -> None:
-        """Objects are written whole."""
+    def multipart(self, prefix: str, silence: float, errors: Errors) -> Multipart | None:
+        """With tokens: obstore signs no parts. A key has them by google-auth."""
+        bearer = self.identity.bearer
+        if bearer is None:
+            return None
+
+        def headers() -> dict[str, str]:
+            return {**self.identity.headers, "Authorization": f"Bearer {bearer.get().value}"}
+
+        return GcsMultipart(self.endpoint, self.bucket, prefix, headers, Wire(stall=silence), errors)
 
     def link(self, connection: Connection, key: str, path: str) -> Link | None:
         """With a token, or signed by a key. A signature covers Google's host, wherever the endpoint is."""
@@ -82,8 +92,8 @@ class Gcs:
                 return None
             return Link(obstore.sign(connection, "GET", key, expires_in=SIGNED_FOR), {"Host": HOST})
         headers = self.identity.headers
-        if self.identity.tokens is not None:
-            headers["Authorization"] = f"Bearer {self.identity.tokens.get().value}"
+        if self.identity.bearer is not None:
+            headers["Authorization"] = f"Bearer {self.identity.bearer.get().value}"
         return Link(f"{self.endpoint}/{self.bucket}/{quote(path, safe='/~')}", headers)
 
     def is_taken(self, failure: Failure) -> bool:
@@ -95,10 +105,10 @@ class Gcs:
         return failure.status == 429
 
     def explain(self, failure: Failure, place: str) -> PacktrainError | None:
-        tokens = self.identity.tokens
+        bearer = self.identity.bearer
         answer = f"{failure.answer}{failure.details and f' ({failure.details})'}"
-        if "credential provider" in failure.text and tokens is not None and tokens.trouble is not None:
-            return tokens.trouble
+        if "credential provider" in failure.text and bearer is not None and bearer.trouble is not None:
+            return bearer.trouble
         if failure.code == "NoSuchBucket":
             return Unavailable(
                 f"there is no bucket {self.url} at {self.endpoint}",

@@ -77,12 +77,13 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Identity:
-    """``what`` says for people where it comes from; ``config`` is for obstore; ``tokens`` None: a key, or nobody.
+    """``what`` says for people where it comes from; ``config`` is for obstore, which else is given ``bearer``'s tokens.
+    ``signs``: a key is there, by which obstore signs URLs; then ``bearer`` is None where google-auth is not installed.
     ``billed`` is the project that pays for requests, where that is not the bucket's."""
 
     what: str
     config: GCSConfig | None = None
-    tokens: Tokens | None = None
+    bearer: Tokens | None = None
     signs: bool = False
     billed: str = ""
 
@@ -100,7 +101,7 @@ def identity() -> Identity:
         }  # the token: obstore asks for one when it writes
         return Identity("none: requests are not signed (GOOGLE_SKIP_SIGNATURE)", nobody)
     if token := os.environ.get("GOOGLE_BEARER_TOKEN"):
-        return Identity("the access token in GOOGLE_BEARER_TOKEN", tokens=Tokens(lambda: Token(token)))
+        return Identity("the access token in GOOGLE_BEARER_TOKEN", bearer=Tokens(lambda: Token(token)))
     if key := os.environ.get("GOOGLE_SERVICE_ACCOUNT_KEY"):
         return _of(_parsed(key, "GOOGLE_SERVICE_ACCOUNT_KEY"), "GOOGLE_SERVICE_ACCOUNT_KEY")
     for variable in ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_APPLICATION_CREDENTIALS"):
@@ -110,7 +111,7 @@ def identity() -> Identity:
     known = folder / "application_default_credentials.json"
     if known.is_file():
         return _of(_parsed(_read(known, "gcloud"), str(known)), str(known))
-    return Identity("the service account of this machine or pod (its metadata server)", tokens=Tokens(_of_this_machine))
+    return Identity("the service account of this machine or pod (its metadata server)", bearer=Tokens(_of_this_machine))
 
 
 def _of(info: Mapping[str, Any], source: str) -> Identity:
@@ -120,9 +121,9 @@ def _of(info: Mapping[str, Any], source: str) -> Identity:
     if kind in ("service_account", None):  # without a type: obstore's own form, for emulators
         config: GCSConfig = {"service_account_key": json.dumps(dict(info))}
         email = info.get("client_email") or "without a name"
-        return Identity(
-            f"the service account {email} ({source})", config, signs=not info.get("disable_oauth"), billed=billed
-        )
+        signs = not info.get("disable_oauth")
+        bearer = Tokens(_Library(info, source)) if signs and _has_google_auth() else None
+        return Identity(f"the service account {email} ({source})", config, bearer, signs=signs, billed=billed)
     names = {
         "authorized_user": "a person's account",
         "external_account": "a workload of another cloud",
@@ -134,12 +135,16 @@ def _of(info: Mapping[str, Any], source: str) -> Identity:
             f"{source}: credentials of the type {kind!r} are not known",
             hint=f"Known are service_account, {', '.join(names)}.",
         )
-    if find_spec("google") is None or find_spec("google.auth") is None:
+    if not _has_google_auth():
         raise UsageError(
             f"{source}: credentials of the type {kind} need google-auth, which is not installed",
             hint="Install it beside Packtrain: pip install 'packtrain[gcs]'.",
         )
-    return Identity(f"{names[kind]} ({source})", tokens=Tokens(_Library(info, source)), billed=billed)
+    return Identity(f"{names[kind]} ({source})", bearer=Tokens(_Library(info, source)), billed=billed)
+
+
+def _has_google_auth() -> bool:
+    return find_spec("google") is not None and find_spec("google.auth") is not None
 
 
 def _read(path: Path, said_by: str) -> str:

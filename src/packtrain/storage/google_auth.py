@@ -13,6 +13,7 @@ from google.auth.credentials import Credentials
 from google.auth.exceptions import TransportError
 from google.auth.transport import Response
 from google.oauth2.credentials import Credentials as UserCredentials
+from google.oauth2.service_account import Credentials as KeyCredentials
 
 TIMEOUT = 30.0  # seconds
 
@@ -22,6 +23,9 @@ def credentials(info: Mapping[str, Any], scope: str) -> Credentials:
     scopes = [scope]
     found: Any
     match info["type"]:
+        case "service_account":
+            found = KeyCredentials.from_service_account_info(info, scopes=scopes).with_always_use_jwt_access(True)
+            found._create_self_signed_jwt(None)  # else it would exchange the key for a token
         case "authorized_user":
             found = UserCredentials.from_authorized_user_info(info, scopes=scopes)
         case "external_account_authorized_user":

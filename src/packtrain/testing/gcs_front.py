@@ -21,6 +21,7 @@ import threading
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import formatdate
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler
@@ -54,6 +55,7 @@ class Upload:
     bucket: str
     key: str
     folder: Path
+    begun: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
     parts: dict[int, str] = field(default_factory=dict)
 
 
@@ -98,7 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
     def _answer(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        self.body = self.rfile.read(length)
+        if len(self.body) < length:
+            raise ConnectionError("the client went away in the middle of its request")
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         bucket, _, key = url.path.lstrip("/").partition("/")
@@ -132,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _act(self) -> None:
+        if self.path.startswith("/storage/v1/"):
+            self._pass_on()
+            return
         match self.command, self.query:
             case "GET", _ if not self.key:
                 self._list_uploads() if "uploads" in self.query else self._list()
@@ -222,6 +230,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_xml(
             "CopyObjectResult", {"LastModified": about["updated"], "ETag": _tag(about["etag"])}, _headers(about)
         )
+
+    def _pass_on(self) -> None:
+        """A call of the JSON API, which the emulator speaks itself."""
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(self.body))}
+        answer = self._send_on(self.command, self.path, iter([self.body]), headers)
+        self._send(answer.status, answer.read(), {"Content-Type": "application/json"})
 
     # Listings
 
@@ -347,14 +361,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _list_uploads(self) -> None:
         self._require_bucket()
         prefix = self.query.get("prefix", "")
+        after = (self.query.get("key-marker", ""), self.query.get("upload-id-marker", ""))
         with self.server.lock:
-            found = sorted((each.key, name) for name, each in self.server.uploads.items() if each.bucket == self.bucket)
+            found = sorted(
+                (each.key, name, each.begun)
+                for name, each in self.server.uploads.items()
+                if each.bucket == self.bucket and each.key.startswith(prefix) and (each.key, name) > after
+            )
+        shown = found[:PAGE]
         self._send_xml(
             "ListMultipartUploadsResult",
             {
                 "Bucket": self.bucket,
-                "IsTruncated": "false",
-                "Upload": [{"Key": key, "UploadId": name} for key, name in found if key.startswith(prefix)],
+                "IsTruncated": "true" if len(found) > PAGE else "false",
+                **({"NextKeyMarker": shown[-1][0], "NextUploadIdMarker": shown[-1][1]} if shown else {}),
+                "Upload": [{"Key": key, "UploadId": name, "Initiated": begun} for key, name, begun in shown],
             },
         )
 
