@@ -10,6 +10,7 @@ import errno
 import os
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ import pytest
 from packtrain.errors import IntegrityError, PacktrainError, Refused
 from packtrain.flows import integrity
 from packtrain.model.manifest import FILE_NAME, Manifest
+from packtrain.ports import Store
 from packtrain.storage.directory import DirectoryStore
+from packtrain.testing.clock import FakeClock
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.file_calls import failing, killed_at
 from packtrain.testing.memory_store import MemoryStore
@@ -183,3 +186,36 @@ def test_publish_and_pull_killed_at_fifty_random_moments(make_house: Make, model
         path = make_house("node", store=store).pull(name).path
         for file, data in contents(source).items():
             assert (path / file).read_bytes() == data
+
+
+class Jumping(FaultyStore):
+    """Before call ``at`` of the store somebody sets this machine's clock by ``days``."""
+
+    def __init__(self, inner: Store, at: int, days: int) -> None:
+        super().__init__(inner)
+        self.at, self.days = at, days
+        self.clock: FakeClock | None = None
+
+    def _before(self) -> Fault | None:
+        if self.calls == self.at and self.clock is not None:
+            self.clock.set(self.clock.now() + timedelta(days=self.days))
+        return super()._before()
+
+
+@pytest.mark.parametrize("days", first_fast(-400, 400))
+def test_the_clock_is_set_at_every_call_to_the_store(make_house: Make, models: Models, days: int) -> None:
+    """Nothing is refused, evicted or believed for it: who measures does so by the clock that nobody sets."""
+    calls = count_calls(lambda house: house.publish(models.first), make_house("count"))
+    for k in range(0, calls, 3):
+        store = MemoryStore()
+        jumping = Jumping(store, k, days)
+        house = make_house(f"publisher-{k}", store=jumping)
+        jumping.clock = house.clock
+        house.publish(models.first)
+        jumping.at = jumping.calls + k % 20
+        pulled = house.pull("llama")
+        require_whole(house, models.first)
+        assert house.pull("llama").path == pulled.path
+        [occupant] = house.cache.contents().occupants
+        assert 0 < occupant.holds.lease <= 30 * 60 + 1
+        require_whole(make_house(f"reader-{k}", store=store), models.first)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BLOCK = 40  # layers side by side
 RULER = 5  # layers from one number above them to the next
+SHOWN = 10  # files by name; the others are counted
 LEGEND = "· nothing of it is fetched, ░▒▓ a part, █ all of it; - it is gone"
 
 
@@ -110,10 +111,12 @@ def _transfer(delta: Delta) -> str:
     weights = [file for file in delta.files if file.header is not None]
     others = [file for file in delta.files if file.header is None and file.after is not None]
     at_hand = [file for file in others if not file.ways.fetched]
+    new = sorted((file for file in others if file.ways.fetched), key=lambda file: -file.ways.fetched)
     rows = [
         ("tensors", delta.total.ways),
         (count(len(weights), "safetensors header"), delta.headers),
-        *((file.path, file.ways) for file in others if file.ways.fetched),
+        *((file.path, file.ways) for file in new[:SHOWN]),
+        (count(len(new[SHOWN:]), "smaller file"), _sum(new[SHOWN:])),
         (count(len(at_hand), "other file"), _sum(at_hand)),
         ("the manifest", delta.manifest),
         ("all", delta.ways),
@@ -135,7 +138,8 @@ def _notes(delta: Delta) -> Iterator[str]:
         f"with {plan.requests + 1} requests or more"
     )
     if gone := [file.path for file in delta.files if file.after is None]:
-        yield f"files that {delta.after} lacks: {', '.join(gone)}"
+        more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+        yield f"files that {delta.after} lacks: {', '.join(gone[:SHOWN])}{more}"
     if unknown := delta.total.tensors["unknown"]:
         yield (
             f"unknown: {count(unknown, 'small tensor')} in chunks that others share, of which something changed; "
