@@ -506,6 +506,23 @@ def test_listings_of_parts_and_uploads_have_no_limit(
         multipart.abort(each)
 
 
+def test_new_files_in_a_storage_class(gcs_environment: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    serve = gcs_environment.doorkeeper.service
+
+    def watched(method: str, target: str, headers: dict[str, str], body: bytes) -> object:
+        seen.append((method, {name.lower(): value for name, value in headers.items()}.get("x-goog-storage-class")))
+        return serve(method, target, headers, body)
+
+    multipart = open_gcs(gcs_environment.bucket, uuid.uuid4().hex, storage_class="NEARLINE").multipart
+    assert multipart is not None
+    monkeypatch.setattr(gcs_environment.doorkeeper, "service", watched)
+    multipart.put("small", lambda: [b"x"], 1, zlib.crc32(b"x"))
+    upload = multipart.begin("large")
+    multipart.complete(upload, [multipart.send(upload, 1, lambda: [b"x"], 1, zlib.crc32(b"x"))], zlib.crc32(b"x"))
+    assert seen == [("PUT", "NEARLINE"), ("POST", "NEARLINE"), ("PUT", None), ("POST", None)]
+
+
 def test_a_part_that_arrived_as_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(monkeypatch, answer("200 OK", b"", 'ETag: "0123"')) as (_, store):
         assert store.multipart is not None
@@ -555,6 +572,8 @@ def test_a_storage_class(gcs_environment: GcsServer, monkeypatch: pytest.MonkeyP
     name = quote(store.locate("k").removeprefix(f"{gcs_environment.url}/"), safe="")
     place = f"b/{gcs_environment.bucket}/o/{name}"
     assert asked == [("POST", f"/storage/v1/{place}/rewriteTo/{place}", b'{"storageClass": "COLDLINE"}')]
+    with pytest.raises(UsageError, match="GLACIER"):
+        open_gcs("bucket", "", storage_class="GLACIER")
     assert store.get("k") == b"text"
 
 

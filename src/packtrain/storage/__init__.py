@@ -25,7 +25,7 @@ BUCKETS = ("s3", "gs", "az")
 
 
 def open_store(url: str, *, storage_class: str | None = None) -> Store:
-    """The store at a URL. Nothing is read or made yet. ``storage_class``: of new files on S3; None: the bucket's own.
+    """The store at a URL. Nothing is read or made yet. ``storage_class``: of new files on S3 or GCS, else its own.
     Raises UsageError, which shows the forms."""
     scheme, separator, rest = url.partition("://")
     if url.startswith("/"):
@@ -84,7 +84,7 @@ def _bucket(url: str, scheme: str, rest: str, storage_class: str | None) -> Stor
     if scheme == "gs":
         from packtrain.storage.gcs import open_gcs
 
-        return open_gcs(bucket, prefix)
+        return open_gcs(bucket, prefix, storage_class=storage_class)
     from packtrain.storage.azure import open_azure
 
     return open_azure(bucket, prefix)

@@ -15,7 +15,7 @@ from obstore.store import GCSStore
 from packtrain.errors import PacktrainError, Refused, Unavailable, UsageError
 from packtrain.ports import Multipart
 from packtrain.storage.failures import Failure
-from packtrain.storage.gcs_multipart import GcsMultipart
+from packtrain.storage.gcs_multipart import GcsMultipart, require_class
 from packtrain.storage.google import SIGN_IN, Identity, identity
 from packtrain.storage.objects import PLAIN, STALL, Connection, Errors, ObjectStore
 from packtrain.storage.wire import Link, Wire
@@ -27,18 +27,21 @@ HOST = "storage.googleapis.com"
 SIGNED_FOR = timedelta(hours=1)  # for one request, which begins at once
 
 
-def open_gcs(bucket: str, prefix: str, *, stall: float = STALL) -> ObjectStore:
+def open_gcs(bucket: str, prefix: str, *, stall: float = STALL, storage_class: str | None = None) -> ObjectStore:
     """A store in a bucket of GCS, by Google's environment variables and files. Asks nobody yet.
 
-    ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds. Raises UsageError for bad settings.
+    ``prefix`` without slashes at its ends, or empty; ``stall`` in seconds; ``storage_class`` of new files, else the
+    bucket's own. Raises UsageError for bad settings.
     """
+    if storage_class is not None:
+        require_class(storage_class)
     endpoint = os.environ.get("GOOGLE_BASE_URL", f"https://{HOST}").rstrip("/")
     if not endpoint.startswith(("http://", "https://")):
         raise UsageError(
             f"GOOGLE_BASE_URL={endpoint!r} is not a URL",
             hint=f"It looks like https://{HOST}; unset it for Google's own.",
         )
-    return ObjectStore(Gcs(bucket, endpoint, identity()), prefix, stall=stall)
+    return ObjectStore(Gcs(bucket, endpoint, identity(), storage_class), prefix, stall=stall)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Gcs:
     bucket: str
     endpoint: str
     identity: Identity
+    storage_class: str | None
 
     address = "GOOGLE_BASE_URL"
     copies = 5 << 40  # GCS' limit of an object: within a bucket it copies by reference
@@ -78,12 +82,15 @@ class Gcs:
         """With tokens: obstore signs no parts. A key has them by google-auth."""
         bearer = self.identity.bearer
         if bearer is None:
+            if self.storage_class:
+                raise UsageError("a storage class needs google-auth", hint="pip install 'packtrain[gcs]'")
             return None
 
         def headers() -> dict[str, str]:
             return {**self.identity.headers, "Authorization": f"Bearer {bearer.get().value}"}
 
-        return GcsMultipart(self.endpoint, self.bucket, prefix, headers, Wire(stall=silence), errors)
+        attributes = {"x-goog-storage-class": self.storage_class} if self.storage_class else {}
+        return GcsMultipart(self.endpoint, self.bucket, prefix, headers, Wire(stall=silence), errors, attributes)
 
     def link(self, connection: Connection, key: str, path: str) -> Link | None:
         """With a token, or signed by a key. A signature covers Google's host, wherever the endpoint is."""

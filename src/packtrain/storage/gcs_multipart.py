@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
@@ -32,13 +33,22 @@ CLASSES = ("STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE")
 
 
 class GcsMultipart:
-    """The `Multipart` of keys under a prefix of a bucket. ``headers`` says who asks, anew for each request."""
+    """The `Multipart` of keys under a prefix of a bucket. ``headers`` says who asks, anew for each request;
+    ``attributes`` are headers that new objects are made with."""
 
     limits = PartLimits(smallest=5 << 20, largest=5 << 30, most=10_000)
 
     def __init__(
-        self, endpoint: str, bucket: str, prefix: str, headers: Callable[[], dict[str, str]], wire: Wire, errors: Errors
+        self,
+        endpoint: str,
+        bucket: str,
+        prefix: str,
+        headers: Callable[[], dict[str, str]],
+        wire: Wire,
+        errors: Errors,
+        attributes: Mapping[str, str],
     ) -> None:
+        self._attributes = attributes
         self._endpoint = endpoint
         self._bucket = bucket
         self._root = f"{endpoint}/{bucket}"
@@ -51,7 +61,7 @@ class GcsMultipart:
         """Nothing waits."""
 
     def put(self, key: str, body: Body, size: int, crc32: int) -> None:
-        self._put(key, {}, body, size, crc32)
+        self._put(key, {}, body, size, crc32, self._attributes)
 
     def crc32(self, key: str) -> None:
         """Raises NotFound."""
@@ -59,10 +69,7 @@ class GcsMultipart:
 
     def reclass(self, key: str, size: int, storage_class: str) -> None:  # noqa: ARG002
         """By the JSON API's rewrite onto itself, which says how often it wants to be asked for a large object."""
-        if storage_class not in CLASSES:
-            raise UsageError(
-                f"GCS has no storage class {storage_class!r}", hint=f"It has {', '.join(CLASSES)}: choose one of them."
-            )
+        require_class(storage_class)
         name = f"b/{self._bucket}/o/{quote(self._prefix + key, safe='')}"
         headers = {"Content-Type": "application/json"}
         body = json.dumps({"storageClass": storage_class}).encode()
@@ -77,7 +84,7 @@ class GcsMultipart:
             token = answer["rewriteToken"]
 
     def begin(self, key: str) -> OpenUpload:
-        return OpenUpload(key, _text(self._ask("POST", key, {"uploads": ""}), "UploadId"))
+        return OpenUpload(key, _text(self._ask("POST", key, {"uploads": ""}, headers=self._attributes), "UploadId"))
 
     def open_uploads(self, prefix: str) -> Iterator[OpenUpload]:
         following: Mapping[str, str] | None = {}
@@ -107,7 +114,7 @@ class GcsMultipart:
         return sorted(found, key=lambda part: part.number)
 
     def send(self, upload: OpenUpload, number: int, body: Body, size: int, crc32: int) -> PartInfo:
-        tag = self._put(upload.key, {"partNumber": str(number), "uploadId": upload.id}, body, size, crc32)
+        tag = self._put(upload.key, {"partNumber": str(number), "uploadId": upload.id}, body, size, crc32, {})
         return PartInfo(number, size, tag, crc32)
 
     def copy(self, upload: OpenUpload, number: int, url: str, start: int, length: int) -> None:
@@ -127,12 +134,19 @@ class GcsMultipart:
         with suppress(NotFound):
             self._ask("DELETE", upload.key, {"uploadId": upload.id})
 
-    def _ask(self, method: str, key: str, query: Mapping[str, str], body: bytes = b"") -> ElementTree.Element | None:
+    def _ask(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        body: bytes = b"",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> ElementTree.Element | None:
         """What the server says. After what may pass it is asked again."""
         for pause in (*PAUSES, None):
             try:
                 with self._errors(key):
-                    answer = self._wire.call(method, self._link(key, query), body)
+                    answer = self._wire.call(method, self._link(key, query, headers), body)
                 return ElementTree.fromstring(answer) if answer else None  # noqa: S314 - over TLS, of our own server
             except Unavailable as error:
                 if pause is None:
@@ -140,13 +154,15 @@ class GcsMultipart:
                 time.sleep(max(pause, error.retry_after or 0.0))
         raise AssertionError
 
-    def _put(self, key: str, query: Mapping[str, str], body: Body, size: int, crc32: int) -> str:
+    def _put(
+        self, key: str, query: Mapping[str, str], body: Body, size: int, crc32: int, headers: Mapping[str, str]
+    ) -> str:
         """The ETag of what is held. After what may pass the body is sent again, from its first byte."""
         for pause in (*PAUSES, None):
             passing = _Passing(body(), size, crc32)
             try:
                 with self._errors(key):
-                    answer = self._wire.write(self._link(key, query), passing, size)
+                    answer = self._wire.write(self._link(key, query, headers), passing, size)
             except PacktrainError as error:
                 if passing.error is not None:
                     raise passing.error from None
@@ -161,15 +177,23 @@ class GcsMultipart:
                 return answer["etag"]
         raise AssertionError
 
-    def _link(self, key: str, query: Mapping[str, str]) -> Link:
+    def _link(self, key: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Link:
         """Of the bucket itself for an empty key with a query for its uploads."""
         path = quote(f"/{self._prefix}{key}", safe="/~") if key else ""
-        return Link(f"{self._root}{path}" + (f"?{urlencode(query)}" if query else ""), self._headers())
+        return Link(f"{self._root}{path}" + (f"?{urlencode(query)}" if query else ""), {**self._headers(), **headers})
 
     def _mismatch(self, key: str) -> IntegrityError:
         return IntegrityError(
             f"{self._root}/{self._prefix}{key}: what arrived there is not what was hashed",
             hint="Something on the way changes bytes, or the file is still being written. Run the command again.",
+        )
+
+
+def require_class(storage_class: str) -> None:
+    """Raises UsageError for a class that GCS does not have."""
+    if storage_class not in CLASSES:
+        raise UsageError(
+            f"GCS has no storage class {storage_class!r}", hint=f"It has {', '.join(CLASSES)}: choose one of them."
         )
 
 
