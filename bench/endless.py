@@ -38,9 +38,9 @@ class Endless:
 
 
 @contextmanager
-def endless(gigabytes: int, work: Path) -> Iterator[Endless]:
-    """A version ``m/1`` of about this size in the bucket ``bench``."""
-    manifest = _manifest(gigabytes * 1_000_000_000 // CHUNK)
+def endless(gigabytes: int, work: Path, *, chunks: int = 0) -> Iterator[Endless]:
+    """A version ``m/1`` of about this size, or of so many chunks, in the bucket ``bench``."""
+    manifest = _manifest(chunks or gigabytes * 1_000_000_000 // CHUNK)
     store = MemoryStore()
     clock = SystemClock()
     registry = LedgerRegistry(store, SeenLedgers(work / "seen"), actor="bench", clock=clock, nonce=lambda: "0" * 32)

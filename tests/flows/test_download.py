@@ -268,19 +268,80 @@ def test_bandwidth_is_kept(tmp_path: Path) -> None:
     assert 900 < max(clock.slept) < 1010, "the last byte may come only after a thousand seconds"
 
 
-def test_no_more_at_once_than_memory_allows(tmp_path: Path) -> None:
-    at_once, most = [0], [0]
+@pytest.mark.parametrize("memory", [2 << 20, 8 << 20, 64 << 20])
+def test_no_more_at_once_than_memory_allows(tmp_path: Path, memory: int) -> None:
+    buffers: dict[int, memoryview] = {}
 
     class Counting(Script):
         def read(self, path: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
             with self.lock:
-                at_once[0] += 1
-                most[0] = max(most[0], at_once[0])
-            try:
-                yield from super().read(path, start, length, buffer)
-            finally:
-                with self.lock:
-                    at_once[0] -= 1
+                buffers[id(buffer.obj)] = buffer
+            return super().read(path, start, length, buffer)
 
-    fetch(tmp_path, Counting(), limits=Limits(memory=2 << 20))
-    assert most[0] <= 2
+    fetch(tmp_path, Counting(), limits=Limits(memory=memory))
+    assert sum(len(buffer) for buffer in buffers.values()) <= memory // 2, "the other half is for late chunks"
+
+
+@pytest.mark.parametrize(("memory", "once_more"), [(CHUNK, False), (4 * CHUNK, True)])
+def test_what_is_late_is_held_in_memory_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, once_more: bool
+) -> None:
+    """A late chunk is fetched once more beside the file; one for which there is no memory is waited for."""
+    monkeypatch.setattr("packtrain.flows.download.LATE", 0.1)
+    monkeypatch.setattr("packtrain.flows.download.BUFFER", 1 << 10)
+    asked = threading.Event()
+
+    class Watched(Script):
+        def read(self, path: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+            if (path, start, length) == ("a.safetensors", 30 * CHUNK, CHUNK):
+                asked.set()
+            return super().read(path, start, length, buffer)
+
+    def hangs(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        if not hung and (path, offset) == ("a.safetensors", 30 * CHUNK):
+            hung.append(path)
+            asked.wait(60 if once_more else 1)
+        return piece
+
+    hung: list[str] = []
+    fetch(tmp_path, Watched(behaviour=hangs), limits=Limits(memory=memory))
+    assert asked.is_set() is once_more
+
+
+def test_pauses_grow_and_no_two_are_alike(tmp_path: Path) -> None:
+    """So that a thousand nodes do not come back at the same moment."""
+
+    def gone(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        raise Unavailable("reset by peer")
+
+    slept: list[list[float]] = []
+    for _ in range(3):
+        clock = Hasty()
+        with pytest.raises(Unavailable):
+            download(
+                [Script(behaviour=gone)],
+                MANIFEST,
+                set(),
+                Folder(tmp_path),
+                what="",
+                limits=Limits(memory=2 << 20),  # one request after the other
+                reporter=Told(),
+                clock=clock,
+            )
+        slept.append(clock.slept)
+    assert all(len(pauses) == ATTEMPTS - 1 for pauses in slept)
+    assert all(pauses[-1] > 2 * pauses[0] for pauses in slept)
+    assert len({pauses[0] for pauses in slept}) == 3
+
+
+def test_a_liar_is_not_asked_again(tmp_path: Path) -> None:
+    """Not for anything else of the version either, however much there is."""
+
+    def lies(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        piece[0] ^= 1
+        return piece
+
+    liar, honest = Script("liar", lies), Script("honest")
+    fetch(tmp_path, liar, honest, limits=Limits(memory=2 << 20))  # one request after the other
+    assert len(liar.requests) == 1
+    assert honest.requests
