@@ -6,6 +6,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from packtrain.model.comparison import Comparison
     from packtrain.model.delta import Delta
     from packtrain.model.mirror import Policy
+    from packtrain.model.run import TrainingRun
 
 
 class Silent:
@@ -364,7 +366,22 @@ class Client:
         """A version and how it was made, then its base and so on, as far as they are published."""
         from packtrain.flows.lineage import trace
 
-        return trace(self._parts.store, self._parts.registry, Reference.parse(reference))
+        ancestry = trace(self._parts.store, self._parts.registry, Reference.parse(reference))
+        if self._parts.mlflow is None:
+            return ancestry
+        from packtrain.flows.runs import follow
+
+        return tuple(replace(each, run=follow(self._parts.mlflow, each.version, self._reporter)) for each in ancestry)
+
+    def run_of(self, reference: str) -> TrainingRun | None:
+        """The training run that MLflow links a version to, if there is an MLflow and it has one."""
+        from packtrain.flows.runs import follow
+
+        wanted = Reference.parse(reference)
+        if self._parts.mlflow is None:
+            return None
+        version = self._parts.registry.read(wanted.name).state.resolve(wanted)
+        return follow(self._parts.mlflow, version, self._reporter)
 
     def compare(self, before: str, after: str) -> Comparison:
         """What changed between two versions: training, data, files, tokenizer, tensors. Downloads no weights."""

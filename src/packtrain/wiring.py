@@ -72,7 +72,7 @@ def _registry(
     from packtrain.flows.runs import describing
     from packtrain.registry.mlflow import Mlflow, server
 
-    mlflow = Mlflow(server(settings.registry))
+    mlflow = Mlflow(server(settings.registry), actor=settings.actor)
     if store.directory is not None:
         raise Refused(
             f"MLflow at {mlflow.url} cannot register what lies in {store.url}: it refuses directories as sources",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from packtrain.model.finding import Finding
     from packtrain.model.ledger import Event
     from packtrain.model.lineage import Lineage
+    from packtrain.model.run import TrainingRun
     from packtrain.model.version import ModelVersion
 
 
@@ -108,3 +109,18 @@ def history(events: Sequence[Event]) -> list[dict[str, Any]]:
         }
         for event in events
     ]
+
+
+def run(run: TrainingRun | None) -> dict[str, Any] | None:
+    """A training run of MLflow's; its curves as [step, value] pairs."""
+    if run is None:
+        return None
+    return {
+        "id": run.id,
+        "url": run.url,
+        "status": run.status,
+        "metrics": dict(run.metrics),
+        "curves": {key: [list(point) for point in curve] for key, curve in run.curves.items()},
+        "datasets": list(run.datasets),
+        "artifacts": list(run.artifacts),
+    }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from packtrain.model.ledger import Event
     from packtrain.model.lineage import Dataset, Lineage, Parent
     from packtrain.model.mirror import Policy
+    from packtrain.model.run import TrainingRun
     from packtrain.model.version import ModelVersion
 
 UNKNOWN = "unknown"
@@ -220,6 +221,22 @@ def _happened(event: Event) -> tuple[str, ...]:
 
 def _aliases(what: str, details: Mapping[str, Any]) -> str:
     return f"{what} {', '.join(f'@{alias}' for alias in details[what]) or 'none'}"
+
+
+def run_rows(run: TrainingRun | None) -> list[tuple[str, str]]:
+    """A training run of MLflow's, for a card; nothing if there is none."""
+    if run is None:
+        return []
+    metrics = {key: number(value) for key, value in sorted(run.metrics.items()) if not of_the_machine(key)}
+    curves = [f"{key} in {count(len(curve), 'point')}" for key, curve in run.curves.items()]
+    rows = [
+        ("run", f"{run.url} ({run.status.lower()})"),
+        ("run's metrics", pairs(metrics)),
+        ("run's curves", ", ".join(curves)),
+        ("run's datasets", ", ".join(run.datasets)),
+        ("run's artifacts", ", ".join(run.artifacts)),
+    ]
+    return [(label, text) for label, text in rows if text]
 
 
 def policy(policy: Policy) -> str:

@@ -20,7 +20,8 @@ from packtrain.model.digest import Digest
 from packtrain.model.ledger import State
 from packtrain.model.lineage import Dataset, Lineage, record_key
 from packtrain.model.mirror import Intent
-from packtrain.model.version import version_prefix
+from packtrain.model.run import TrainingRun
+from packtrain.model.version import ModelVersion, version_prefix
 from packtrain.ports import Clock, Reporter, Store
 from packtrain.registry.mlflow import Mlflow, Run
 
@@ -74,6 +75,32 @@ def _dtype(store: Store, name: str, intent: Intent) -> str | None:
         return None
     found = config.get("dtype") or config.get("torch_dtype") if isinstance(config, dict) else None
     return found if isinstance(found, str) else None
+
+
+def follow(mlflow: Mlflow | None, version: ModelVersion, reporter: Reporter) -> TrainingRun | None:
+    """The training run that MLflow links a version to. None, and a note, if MLflow cannot be asked."""
+    if mlflow is None:
+        return None
+    try:
+        run_id = mlflow.version(version.name, version.number).run_id
+        if not run_id:
+            return None
+        run = mlflow.run(run_id)
+        losses = [key for key in run.metrics if key == "loss" or (key.startswith("eval_") and key.endswith("loss"))]
+        return TrainingRun(
+            id=run.id,
+            url=mlflow.page(run),
+            status=run.status,
+            metrics=run.metrics,
+            curves={key: tuple(mlflow.metric(run.id, key)) for key in sorted(losses)},
+            datasets=run.datasets,
+            artifacts=tuple(mlflow.artifacts(run.id)),
+        )
+    except NotFound:
+        return None  # deleted there
+    except PacktrainError as error:
+        reporter.note(f"warning: the training run of {version} is not known: {error}")
+        return None
 
 
 class _Writer:

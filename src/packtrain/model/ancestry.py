@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from packtrain.model.ledger import MOVES, Log
 from packtrain.model.lineage import Lineage
+from packtrain.model.run import TrainingRun
 from packtrain.model.version import ModelVersion
 
 
@@ -22,11 +23,13 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One version, the aliases that point at it now, and how it was made (None: nothing is known)."""
+    """One version, the aliases that point at it now, and how it was made (None: nothing is known). ``run`` is its
+    training's in MLflow, where there is an MLflow that has one."""
 
     version: ModelVersion
     promotions: tuple[Promotion, ...]
     lineage: Lineage | None
+    run: TrainingRun | None = None
 
 
 Ancestry = tuple[Generation, ...]  # a version, its base, the base's base, ...: the published ones. Never empty

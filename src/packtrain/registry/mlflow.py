@@ -33,6 +33,7 @@ PAUSES = (0.2, 1.0, 3.0)  # seconds before each further attempt
 TIMEOUT = 30.0  # seconds without a byte
 BUSY = {429, 502, 503, 504}
 PAGE = 200
+ACTOR = "X-Packtrain-Actor"  # who asks, for the server's log (packtrain.plugins.guard)
 _RACED = ("UniqueViolation", "UNIQUE constraint")  # what PostgreSQL and SQLite say of two first settings of an alias
 
 _AGAIN = "Nothing is lost: run the same command again when MLflow answers."
@@ -74,9 +75,11 @@ class Mlflow:
         self,
         url: str,
         *,
+        actor: str = "",
         environ: Mapping[str, str] = os.environ,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._actor = actor.encode("ascii", "replace").decode()
         self._environ = environ
         self._sleep = sleep
         self._given = url.rstrip("/")
@@ -349,7 +352,10 @@ class Mlflow:
         client = httpx.Client(
             base_url=self._given,
             auth=auth,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers={
+                **({"Authorization": f"Bearer {token}"} if token else {}),
+                **({ACTOR: self._actor} if self._actor.isprintable() and self._actor else {}),
+            },
             timeout=httpx.Timeout(TIMEOUT, connect=10.0),
             verify=self._tls(),
         )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from packtrain.model.comparison import Change, Comparison
     from packtrain.model.delta import Delta, FileChange
     from packtrain.model.lineage import Dataset
+    from packtrain.model.run import TrainingRun
 
 
 @command(panel=LOOK, epilog="packtrain compare llama-finetuned/2 llama-finetuned/3")
@@ -27,7 +28,20 @@ def compare(session: Session, before: str, after: str) -> None:
     Training parameters, metrics, datasets, configuration, tokenizer and weights; packtrain diff shows these layer by
     layer. No weights are downloaded.
     """
-    session.print(session.client.compare(before, after), text=text, document=document)
+    comparison = session.client.compare(before, after)
+    runs = [session.client.run_of(reference) for reference in (before, after)]
+    session.print(
+        comparison,
+        text=lambda comparison: "\n\n".join([text(comparison), *_runs(comparison, runs)]),
+        document=lambda comparison: {**document(comparison), "runs": [documents.run(run) for run in runs]},
+    )
+
+
+def _runs(comparison: Comparison, runs: Sequence[TrainingRun | None]) -> list[str]:
+    """The training runs in MLflow, where there are any."""
+    names = (str(comparison.before), str(comparison.after))
+    rows = [(name, run.url) for name, run in zip(names, runs, strict=True) if run is not None]
+    return [card([("RUNS", "in MLflow"), *rows])] if rows else []
 
 
 def text(comparison: Comparison) -> str:

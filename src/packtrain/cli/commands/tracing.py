@@ -10,7 +10,7 @@ import click
 from packtrain.cli import documents, options
 from packtrain.cli.helptext import LOOK, command
 from packtrain.cli.session import Session, takes
-from packtrain.cli.text import card, lineage_rows, time
+from packtrain.cli.text import card, lineage_rows, run_rows, time
 from packtrain.model.amount import size
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def _rows(generation: Generation) -> list[tuple[str, str]]:
         ("published", f"{time(version.created)} UTC by {version.actor}"),
         *((f"@{promotion.alias}", _promotion(promotion)) for promotion in generation.promotions),
         *lineage_rows(generation.lineage),
+        *run_rows(generation.run),
     ]
 
 
@@ -72,6 +73,7 @@ def document(ancestry: Ancestry) -> list[dict[str, Any]]:
                 for each in generation.promotions
             ],
             "lineage": documents.lineage(generation.lineage),
+            "run": documents.run(generation.run),
         }
         for generation in ancestry
     ]
