@@ -82,7 +82,7 @@ def _contenders(bench: Bench, store: str, wire: Relay, environment: dict[str, st
 
 
 def _figures(which: str, first: Path, second: Path, table: Table) -> list[Figure]:
-    changed = _changed(first, second)
+    different = changed(first, second)
     fetched, whole = (max(cost.received for cost in row.costs) for row in table.rows)
     target = 1.005 if which.startswith("q_proj") else None
     cut = json.loads(
@@ -91,13 +91,13 @@ def _figures(which: str, first: Path, second: Path, table: Table) -> list[Figure
         ).stdout
     )
     return [
-        Figure(f"{which}: fetched, to the changed tensors' bytes", fetched / changed, "x", target),
+        Figure(f"{which}: fetched, to the changed tensors' bytes", fetched / different, "x", target),
         Figure(f"{which}: fetched, of the whole", 100 * fetched / whole, "%"),
-        Figure(f"{which}: content-defined chunks, to the changed tensors' bytes", cut / changed, "x"),
+        Figure(f"{which}: content-defined chunks, to the changed tensors' bytes", cut / different, "x"),
     ]
 
 
-def _changed(first: Path, second: Path) -> int:
+def changed(first: Path, second: Path) -> int:
     """Bytes of the tensors of ``second`` that are not in ``first`` as they are, wherever they lie."""
     before, after = _tensors(first), _tensors(second)
     return sum(len(data) for name, data in after.items() if before.get(name) != data)
