@@ -21,7 +21,7 @@ from packtrain.ports import OpenUpload
 from packtrain.storage import gcs_multipart, google, objects, open_store
 from packtrain.storage.gcs import open_gcs
 from packtrain.storage.objects import PART, ObjectStore
-from packtrain.testing import gcs_front
+from packtrain.testing import gcs_uploads
 from packtrain.testing.faults import Fault
 from packtrain.testing.gcs_server import GcsServer
 from packtrain.testing.google import READ, WRITER
@@ -478,14 +478,14 @@ def test_a_failed_upload_is_aborted(gcs_environment: GcsServer) -> None:
     def body() -> Iterator[bytes]:
         for _ in range(6):
             yield b"x" * PART
-        shown.extend(gcs_environment.front.uploads.values())
+        shown.extend(gcs_environment.front.uploads)
         raise KeyError("the body")
 
     with pytest.raises(KeyError, match="the body"):
         store.upload("k", body(), 7 * PART)
     path = f"{store.url.removeprefix(gcs_environment.url + '/')}/k"
     assert path in [upload.key for upload in shown]
-    assert path not in [upload.key for upload in gcs_environment.front.uploads.values()]
+    assert path not in [upload.key for upload in gcs_environment.front.uploads]
 
 
 # By parts
@@ -494,7 +494,7 @@ def test_a_failed_upload_is_aborted(gcs_environment: GcsServer) -> None:
 def test_listings_of_parts_and_uploads_have_no_limit(
     gcs_environment: GcsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gcs_front, "PAGE", 2)
+    monkeypatch.setattr(gcs_uploads, "PAGE", 2)
     multipart = fresh(gcs_environment).multipart
     assert multipart is not None
     begun = [multipart.begin(key) for key in "aabbc"]

@@ -3,64 +3,34 @@
 obstore speaks the XML API (https://cloud.google.com/storage/docs/xml-api/overview); fake-gcs-server reads it, but does
 not write it. The front turns each XML call into the JSON call of the same meaning, so what is stored, listed, copied
 and refused, preconditions included, is the emulator's doing. Only the parts of unfinished multipart uploads are kept
-here, in files, with GCS' rules: parts of 5 MiB at least, ETags that must match, an upload that is over once it is
-completed or aborted.
+here (packtrain.testing.gcs_uploads).
 
 Whoever asks must be known to the `Doorkeeper` (packtrain.testing.google).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
-import shutil
 import socketserver
 import sys
-import threading
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import formatdate
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
-from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
+from packtrain.testing.gcs_uploads import PAGE, Refusal, Upload, Uploads, xml
 from packtrain.testing.google import READ, WRITE, Doorkeeper, Stranger
 
-MIN_PART = 5 << 20  # of every part but the last
-PAGE = 1000  # entries of a listing, at most
 _BUFFER = 256 << 10
 _PASSED = ("Content-Range", "Content-Type", "Last-Modified", "x-goog-generation", "x-goog-hash")
 
 
-class Refusal(Exception):
-    """An answer that says no, in GCS' words."""
-
-    def __init__(self, status: int, code: str, message: str, details: str = "") -> None:
-        super().__init__(code)
-        self.status = status
-        self.body = _xml("Error", {"Code": code, "Message": message, **({"Details": details} if details else {})})
-
-
-@dataclass
-class Upload:
-    """A multipart upload that is neither completed nor aborted. ``parts``: the ETag of each number."""
-
-    bucket: str
-    key: str
-    folder: Path
-    begun: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
-    parts: dict[int, str] = field(default_factory=dict)
-
-
 class Front(socketserver.ThreadingTCPServer):
-    """On a free port of this machine. ``uploads`` are the unfinished ones, by their ids."""
+    """On a free port of this machine; ``directory`` is for the parts of uploads."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -68,10 +38,8 @@ class Front(socketserver.ThreadingTCPServer):
     def __init__(self, emulator: str, directory: Path, doorkeeper: Doorkeeper) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.emulator = urlsplit(emulator).netloc
-        self.directory = directory
         self.doorkeeper = doorkeeper
-        self.uploads: dict[str, Upload] = {}
-        self.lock = threading.Lock()
+        self.uploads = Uploads(directory)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -145,14 +113,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self._list_uploads() if "uploads" in self.query else self._list()
             case "POST", {"uploads": _}:
                 self._initiate()
-            case "POST", {"uploadId": name}:
-                self._complete(name)
-            case "PUT", {"uploadId": name, "partNumber": number}:
-                self._put_part(name, int(number))
-            case "GET", {"uploadId": name}:
-                self._list_parts(name)
-            case "DELETE", {"uploadId": name}:
-                self._abort(name)
+            case "POST", {"uploadId": _}:
+                self._complete()
+            case "PUT", {"uploadId": _, "partNumber": _}:
+                self._put_part()
+            case "GET", {"uploadId": _}:
+                self._list_parts()
+            case "DELETE", {"uploadId": _}:
+                self._abort()
             case "PUT", _ if "x-goog-copy-source" in self.headers:
                 self._copy()
             case "PUT", _:
@@ -273,111 +241,39 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Multipart uploads
 
+    @property
+    def _upload(self) -> Upload:
+        return self.server.uploads.find(self.bucket, self.key, self.query["uploadId"])
+
     def _initiate(self) -> None:
         self._require_bucket()
-        name = secrets.token_urlsafe(24)
-        folder = self.server.directory / name
-        folder.mkdir(parents=True)
-        with self.server.lock:
-            self.server.uploads[name] = Upload(self.bucket, self.key, folder)
-        self._send_xml("InitiateMultipartUploadResult", {"Bucket": self.bucket, "Key": self.key, "UploadId": name})
+        self._send_xml("InitiateMultipartUploadResult", self.server.uploads.begin(self.bucket, self.key).names)
 
-    def _upload(self, name: str) -> Upload:
-        upload = self.server.uploads.get(name)
-        if upload is None or (upload.bucket, upload.key) != (self.bucket, self.key):
-            raise Refusal(404, "NoSuchUpload", "The requested upload was not found.")
-        return upload
-
-    def _put_part(self, name: str, number: int) -> None:
-        upload = self._upload(name)
-        if not 1 <= number <= 10_000:
-            raise Refusal(400, "InvalidArgument", "Part number must be an integer between 1 and 10000.")
-        tag = f'"{hashlib.md5(self.body, usedforsecurity=False).hexdigest()}"'
-        draft = upload.folder / f"{number}.{secrets.token_hex(4)}"
-        with self.server.lock:  # else it might be aborted meanwhile
-            self._upload(name)
-            draft.write_bytes(self.body)
-            draft.replace(upload.folder / str(number))
-            upload.parts[number] = tag
+    def _put_part(self) -> None:
+        tag = self.server.uploads.put(self._upload, int(self.query["partNumber"]), self.body)
         self._send(200, b"", {"ETag": tag})
 
-    def _list_parts(self, name: str) -> None:
-        upload = self._upload(name)
-        after = int(self.query.get("part-number-marker", 0))
-        most = min(PAGE, int(self.query.get("max-parts", PAGE)))
-        with self.server.lock:
-            parts = sorted((number, tag) for number, tag in upload.parts.items() if number > after)
-        shown = parts[:most]
-        self._send_xml(
-            "ListPartsResult",
-            {
-                "Bucket": self.bucket,
-                "Key": self.key,
-                "UploadId": name,
-                "IsTruncated": "true" if len(parts) > most else "false",
-                **({"NextPartNumberMarker": str(shown[-1][0])} if shown else {}),
-                "Part": [
-                    {
-                        "PartNumber": str(number),
-                        "LastModified": _moment((upload.folder / str(number)).stat().st_mtime),
-                        "ETag": tag,
-                        "Size": str((upload.folder / str(number)).stat().st_size),
-                    }
-                    for number, tag in shown
-                ],
-            },
-        )
+    def _list_parts(self) -> None:
+        self._send_xml("ListPartsResult", self.server.uploads.page_of_parts(self._upload, self.query))
 
-    def _complete(self, name: str) -> None:
-        upload = self._upload(name)
-        wanted = [(int(_text(part, "PartNumber")), _text(part, "ETag")) for part in _children(self.body, "Part")]
-        if not wanted or wanted != sorted(wanted):
-            raise Refusal(400, "InvalidPartOrder" if wanted else "MalformedCompleteMultipartUploadRequest", "Parts.")
-        if any(upload.parts.get(number, "").strip('"') != tag.strip('"') for number, tag in wanted):
-            raise Refusal(400, "InvalidPart", "One or more of the specified parts could not be found.")
-        paths = [upload.folder / str(number) for number, _ in wanted]
-        sizes = [path.stat().st_size for path in paths]
-        if any(size < MIN_PART for size in sizes[:-1]):
-            raise Refusal(400, "EntityTooSmall", "A part other than the last one is smaller than the minimum.")
-        self._put(_bytes(paths), sum(sizes))
-        self._forget(name)
+    def _complete(self) -> None:
+        upload = self._upload
+        paths = self.server.uploads.chosen(upload, self.body)
+        self._put(_bytes(paths), sum(path.stat().st_size for path in paths))
+        self.server.uploads.end(upload)
         self._send_xml(
             "CompleteMultipartUploadResult",
             {"Bucket": self.bucket, "Key": self.key, "ETag": self._written["ETag"]},
             {"x-goog-generation": self._written["x-goog-generation"]},
         )
 
-    def _abort(self, name: str) -> None:
-        self._upload(name)
-        self._forget(name)
+    def _abort(self) -> None:
+        self.server.uploads.end(self._upload)
         self._send(204)
-
-    def _forget(self, name: str) -> None:
-        with self.server.lock:
-            upload = self.server.uploads.pop(name, None)
-        if upload is not None:
-            shutil.rmtree(upload.folder)
 
     def _list_uploads(self) -> None:
         self._require_bucket()
-        prefix = self.query.get("prefix", "")
-        after = (self.query.get("key-marker", ""), self.query.get("upload-id-marker", ""))
-        with self.server.lock:
-            found = sorted(
-                (each.key, name, each.begun)
-                for name, each in self.server.uploads.items()
-                if each.bucket == self.bucket and each.key.startswith(prefix) and (each.key, name) > after
-            )
-        shown = found[:PAGE]
-        self._send_xml(
-            "ListMultipartUploadsResult",
-            {
-                "Bucket": self.bucket,
-                "IsTruncated": "true" if len(found) > PAGE else "false",
-                **({"NextKeyMarker": shown[-1][0], "NextUploadIdMarker": shown[-1][1]} if shown else {}),
-                "Upload": [{"Key": key, "UploadId": name, "Initiated": begun} for key, name, begun in shown],
-            },
-        )
+        self._send_xml("ListMultipartUploadsResult", self.server.uploads.page(self.bucket, self.query))
 
     # To the emulator, and back
 
@@ -413,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "NoSuchBucket", "The specified bucket does not exist.")
 
     def _send_xml(self, root: str, content: Mapping[str, object], headers: Mapping[str, str] | None = None) -> None:
-        self._send(200, _xml(root, content), {"Content-Type": "application/xml; charset=UTF-8", **(headers or {})})
+        self._send(200, xml(root, content), {"Content-Type": "application/xml; charset=UTF-8", **(headers or {})})
 
     def _send(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         self._send_head(status, {**(headers or {}), "Content-Length": str(len(body))})
@@ -448,31 +344,3 @@ def _bytes(paths: list[Path]) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(_BUFFER):
                 yield piece
-
-
-def _xml(root: str, content: Mapping[str, object]) -> bytes:
-    return f"<?xml version='1.0' encoding='UTF-8'?>{_element(root, content)}".encode()
-
-
-def _element(name: str, content: object) -> str:
-    if isinstance(content, list):
-        return "".join(_element(name, each) for each in content)
-    if isinstance(content, Mapping):
-        return f"<{name}>{''.join(_element(inner, each) for inner, each in content.items())}</{name}>"
-    return f"<{name}>{escape(str(content))}</{name}>"
-
-
-def _children(document: bytes, name: str) -> Iterator[ElementTree.Element]:
-    try:
-        root = ElementTree.fromstring(document)  # noqa: S314 - our own client's
-    except ElementTree.ParseError:
-        raise Refusal(400, "MalformedCompleteMultipartUploadRequest", "The XML could not be parsed.") from None
-    return (each for each in root if each.tag.rpartition("}")[2] == name)
-
-
-def _text(element: ElementTree.Element, name: str) -> str:
-    return next((each.text or "" for each in element if each.tag.rpartition("}")[2] == name), "")
-
-
-def _moment(seconds: float) -> str:
-    return formatdate(seconds, usegmt=True)
