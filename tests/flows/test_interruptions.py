@@ -173,6 +173,24 @@ def test_a_pull_into_a_folder_refused_by_the_disk(make_house: Make, models: Mode
 
 
 @pytest.mark.slow
+def test_a_pull_into_a_folder_killed_at_every_fourth_call(make_house: Make, models: Models, tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    make_house("publisher", store=store).publish(models.first)
+    k, going = 0, True
+    while going:
+        place = tmp_path / "places" / f"{k}"
+        going = killed_at(lambda k=k, p=place: make_house(f"node-{k}", store=store).pull("llama", to=p), k)  # type: ignore[misc]
+        node = make_house(f"node-{k}", store=store)
+        if (place / FILE_NAME).exists():  # it has its name, so it is whole
+            integrity.check_directory(place, Manifest.decode((place / FILE_NAME).read_bytes()), node.notes)
+        node.pull("llama", to=place)
+        assert {file: (place / file).read_bytes() for file in contents(models.first)} == contents(models.first)
+        assert not list(place.parent.glob(".*"))
+        k += 3 if k % 2 else 5  # in turn even and odd
+    assert k > 100
+
+
+@pytest.mark.slow
 def test_publish_and_pull_killed_at_fifty_random_moments(make_house: Make, models: Models, tmp_path: Path) -> None:
     chance = random.Random(20)
     store = DirectoryStore(tmp_path / "store")
