@@ -172,7 +172,7 @@ def test_of_weights_only_headers_are_fetched_for_preflight(
 
     source = Metered("team")
     put(source, models.adapter)
-    source.objects["checkpoint-9/optimizer.pt"] = bytes(1 << 20)
+    source.objects["checkpoint-9/optimizer.pt"] = bytes(50_000)
     monkeypatch.setattr(staging, "MAX_DOCUMENT", 100_000)
     source.objects["huge.json"] = bytes(100_001)
     with staging.staged(source, house.home / "scratch", house.notes, house.clock) as (directory, _):

@@ -244,6 +244,19 @@ def test_deleting_may_be_forbidden() -> None:
     assert "memory://store/doctor/probe stays" in checks[-1].what
 
 
+class Lingering(MemoryStore):
+    """A store behind a cache that goes on showing what was deleted."""
+
+    def delete(self, key: str) -> None: ...
+
+
+def test_a_store_that_shows_what_was_deleted() -> None:
+    checks = examined(Lingering())
+    assert levels(checks)[-1] == ("deleting", FAILURE)
+    assert "memory://store/doctor/probe was deleted and is still there" in checks[-1].what
+    assert "the store itself" in checks[-1].fix
+
+
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_clocks_that_differ(share: DirectoryStore, minutes: int) -> None:
     clock = FakeClock(datetime.now(UTC) - timedelta(minutes=minutes))

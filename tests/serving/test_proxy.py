@@ -24,7 +24,7 @@ from packtrain.serving.proxy import KEPT_BODY, Proxy
 from packtrain.serving.traffic import Backend, Traffic
 from packtrain.testing.servers import free_ports
 
-SOON = 30.0  # seconds after which waiting has failed
+SOON = 120.0  # seconds after which waiting has failed
 EVENTS = "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
 
 Answer = Callable[[socket.socket, bytes, bytes], None]
