@@ -259,6 +259,26 @@ def test_a_source_is_removed_when_the_store_holds_it(house: House, models: Model
     assert once(house, folder, remove_source=True) == []
 
 
+def test_what_makes_it_a_model_goes_first(
+    house: House, models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nobody takes what a removal left when it was cut off for a model."""
+    removed = list[str]()
+    unlink = Path.unlink
+
+    def recorded(path: Path, missing_ok: bool = False) -> None:
+        if folder in path.parents:
+            removed.append(path.name)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", recorded)
+    one = export(models.base, folder)
+    there = set(contents(one))
+    assert "removed" in once(house, folder, remove_source=True)
+    assert set(removed[:2]) == {"config.json", "model.safetensors.index.json"}
+    assert set(removed) == there
+
+
 def test_the_watched_folder_itself_stays(house: House, models: Models, folder: Path) -> None:
     shutil.copytree(models.first, folder, dirs_exist_ok=True)
     assert once(house, folder, remove_source=True) == ["found", "published", "removed"]
