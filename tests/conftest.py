@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,6 +188,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for server in ("s3", "gcs", "azure"):
             if _asks_for(server, item):
                 item.add_marker(pytest.mark.xdist_group(server))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped, and why, in a line for each reason."""
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
 
 
 def _asks_for(server: str, item: pytest.Item) -> bool:
