@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,38 +129,43 @@ def test_moves_of_protected_aliases_that_no_ledger_knows_are_refused_and_all_are
         assert len(moves(server)) == len(told), "who is not let in does not reach the guard"
 
 
-def test_a_deployment_is_a_running_vllm(
-    server: MlflowServer, cli: Cli, models: Models, beside: str, tmp_path: Path
-) -> None:
-    if credentials(server):
-        return  # how it serves has nothing to do with who may log in
-    cli.run("publish", models.first, "--name", "deployed", "--alias", "production")
-    cli.run("publish", models.second, "--name", "deployed")
-    port = free_port()
+DEPLOY = """
+import json, sys, time
+from mlflow.deployments import get_deploy_client
+client, port = get_deploy_client("packtrain"), sys.argv[1]
+client.create_deployment("chat", "models:/llama@production", config={"port": port})
+try:
+    while (first := client.get_deployment("chat"))["status"] == "starting":
+        time.sleep(0.1)
+    answer = client.predict("chat", {"prompt": "Hello", "max_tokens": 1})
+    client.update_deployment("chat", "models:/llama/2")
+    while (second := client.get_deployment("chat"))["status"] == "starting":
+        time.sleep(0.1)
+    listed = [each["name"] for each in client.list_deployments()]
+finally:
+    client.delete_deployment("chat")
+print(json.dumps([first, second, listed, client.list_deployments(), json.loads(answer.to_json())]))
+"""
+
+
+def test_a_deployment_is_a_running_vllm(tmp_path: Path, models: Models, beside: str) -> None:
+    """Of a registry in a directory: MLflow's client is used, and no MLflow server."""
+    cli = Cli(tmp_path, environment(tmp_path))
+    cli.run("publish", models.first, "--name", "llama", "--alias", "production")
+    cli.run("publish", models.second, "--name", "llama")
     variables = {
-        **{key: value for key, value in cli.environment.items() if key.startswith(("PACKTRAIN_", "AWS_"))},
+        **cli.environment,
+        **QUIET,
+        "PYTHONPATH": beside,
         "PACKTRAIN_VLLM": str(write_executable(tmp_path / "vllm")),
     }
-
-    def deployments(*arguments: str) -> str:
-        command = ("mlflow", "deployments", *arguments, "-t", "packtrain")
-        return in_mlflow(server, beside, tmp_path, *command, **variables)
-
-    assert "serves a version with vLLM" in deployments("help")
-    deployments("create", "--name", "chat", "-m", "models:/deployed@production", "-C", f"port={port}")
-    try:
-        until(lambda: "ready" in deployments("get", "--name", "chat"))
-        assert "chat" in deployments("list")
-        deployments("update", "--name", "chat", "-m", "models:/deployed/2")
-        until(lambda: "ready" in deployments("get", "--name", "chat"))
-        assert "deployed/2" in deployments("get", "--name", "chat")
-    finally:
-        deployments("delete", "--name", "chat")
-    assert "chat" not in deployments("list")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(60):
-        if condition():
-            return
-    pytest.fail("it did not come")
+    done = subprocess.run(
+        [MLFLOW / "bin" / "python", "-c", DEPLOY, str(free_port())],
+        env=variables, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second, listed, left, answer = json.loads(done.stdout.splitlines()[-1])
+    assert (first["status"], first["reference"]) == ("ready", "llama@production")
+    assert (second["status"], second["reference"]) == ("ready", "llama/2")
+    assert (listed, left) == (["chat"], [])
+    assert answer
