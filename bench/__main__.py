@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import results, tools
 from bench.bench import Bench
-from bench.cases import cached, cold_pull, directory, links, manifests, memory, publish, second_version
+from bench.cases import cached, cold_pull, directory, links, manifests, memory, publish, second_version, serving
 from bench.measure import pin_to_server_side
 from bench.page import write_page
 from bench.results import Outcome
@@ -31,6 +31,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "manifests": manifests.run,
     "memory": memory.run,
     "publish": publish.run,
+    "serving": serving.run,
 }
 KEPT = tools.ROOT / "docs" / "performance.json"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from packtrain.errors import PacktrainError, UsageError, disk_error
 from packtrain.model.digest import Digest
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from packtrain.flows.serve import Supply
     from packtrain.flows.verify import Verified
     from packtrain.flows.watch import Happened
+    from packtrain.flows.what import What
     from packtrain.model.ancestry import Ancestry
     from packtrain.model.comparison import Comparison
     from packtrain.model.delta import Delta
@@ -623,6 +624,23 @@ class Client:
             vllm=self.settings.vllm,
             reporter=self._reporter,
         )
+
+    def status(self, url: str | None = None, *, key: str = "") -> list[Mapping[str, Any]]:
+        """What a supervisor that follows an alias says of itself; without a URL, every one of this node."""
+        from packtrain.flows.what import statuses
+        from packtrain.serving.asking import Endpoint, status
+
+        if url is None:
+            return statuses(self.settings.cache_dir / "serving" / "runs")
+        endpoint = Endpoint.parse(url, key)
+        return [{**status(endpoint), "url": endpoint.url}]
+
+    def what(self, url: str, *, key: str = "") -> What:
+        """Which version an endpoint serves, held against the registry."""
+        from packtrain.flows.what import what
+        from packtrain.serving.asking import Endpoint
+
+        return what(self._parts.store, self._parts.registry, Endpoint.parse(url, key))
 
     def _follow(self, reference: Reference, arguments: Sequence[str], verify: bool) -> int:
         from packtrain.flows.follow import Manner, Place, follow

@@ -16,7 +16,7 @@ from typing import Any
 from tests.serving.load import Answer, ask
 
 from packtrain.serving.processes import living
-from packtrain.testing.servers import free_ports
+from packtrain.testing.ports import free_ports
 
 SOON = 90.0  # seconds after which waiting has failed
 

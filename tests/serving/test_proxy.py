@@ -22,7 +22,7 @@ from packtrain.serving.edge import Edge
 from packtrain.serving.metrics import Metrics
 from packtrain.serving.proxy import KEPT_BODY, Proxy
 from packtrain.serving.traffic import Backend, Traffic
-from packtrain.testing.servers import free_ports
+from packtrain.testing.ports import free_ports
 
 SOON = 120.0  # seconds after which waiting has failed
 EVENTS = "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"

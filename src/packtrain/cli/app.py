@@ -13,6 +13,7 @@ import click
 from packtrain._version import __version__
 from packtrain.cli import completing
 from packtrain.cli.commands import (
+    asking,
     caching,
     checking,
     collecting,
@@ -67,6 +68,8 @@ for command in (
     serving.pull,
     serving.serve,
     serving.run,
+    asking.status,
+    asking.what,
     serving.url,
     caching.cache,
     looking.models,

@@ -26,9 +26,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from packtrain.model.digest import Digest
-from packtrain.model.ledger import Log
+from packtrain.model.ledger import MOVES, Log
 
-_MOVES = ("alias.promoted", "alias.adopted", "alias.rolled_back")
 LONGEST_PAUSE = 300.0  # seconds between two attempts of what keeps failing
 
 
@@ -57,7 +56,7 @@ class Named:
         came: dict[int, int] = {}  # version -> the newest event by which the alias came to it
         left = set[int]()
         for event in log.events:
-            if event.action in _MOVES and event.details["alias"] == alias:
+            if event.action in MOVES and event.details["alias"] == alias:
                 if event.action == "alias.rolled_back":
                     left.add(event.details["from"])
                 came[event.details["to"]] = event.sequence
