@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from functools import cache
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from packtrain.serving.processes import living
+from packtrain.testing.ports import free_ports
 from packtrain.testing.proxy import relay
 from packtrain.testing.servers import S3Server
 from packtrain.testing.stub_vllm import Model, write_executable
@@ -359,3 +362,53 @@ def test_what_leaves_no_place_for_the_proxy(cli: Cli, refused: str) -> None:
 
 def test_an_alias_that_is_not_set(cli: Cli) -> None:
     assert "has no alias 'staging'" in cli.run("serve", "llama@staging", code=4).stderr
+
+
+def test_status_and_what(cli: Cli, serve: Serve, models: Models) -> None:
+    assert cli.json("status") == []
+    with serve(vllm=("--api-key", "sesame")) as served:
+        served.until(lambda: served.get("/readyz")[0] == 200, "it to serve")
+        url = f"http://127.0.0.1:{served.port}"
+        [here] = cli.json("status")  # on its own node it is asked without the key
+        assert (here["url"], here["serving"]["version"], here["pid"]) == (url, 1, served.process.pid)
+        assert cli.run("status", url, code=3).stderr.startswith(f"error: {url} wants an API key")
+        assert "version 1 serves" in cli.out("status", url, "--api-key", "sesame")
+        found = cli.json("what", f"{url}/v1", "--api-key", "sesame")
+        assert (found["name"], found["version"], found["by"]) == ("llama", 1, "its headers")
+        assert found["digest"] == found["registered"]["digest"]
+        assert found["promotion"]["details"]["to"] == 1
+        assert all(check["holds"] for check in found["checks"])
+        elsewhere = Cli(cli.home, {**cli.environment, "PACKTRAIN_STORE": str(cli.home / "other")})
+        elsewhere.run("publish", models.second, "--name", "llama")  # another llama/1
+        wrong = elsewhere.run("what", url, "--api-key", "sesame", code=6)
+        assert "it does not hold that: its digest is" in wrong.stderr
+    assert cli.run("what", url, code=7).stderr.startswith(f"error: {url} cannot be reached")
+
+
+def answers(port: int) -> bool:
+    try:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_what_one_vllm_serves_is_said_by_its_answers(cli: Cli) -> None:
+    [port] = free_ports(1)
+    process = subprocess.Popen(
+        cli.command("serve", "llama/2", "--", "--host", "127.0.0.1", "--port", str(port)), env=cli.environment
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        found = cli.json("what", f"localhost:{port}")
+        assert (found["version"], found["by"], found["promotion"]) == (2, "an answer's fingerprint", None)
+        assert found["registered"]["digest"].startswith(found["digest"])
+        assert "has no /status" in cli.run("status", f"localhost:{port}", code=4).stderr
+    finally:
+        process.terminate()
+        process.wait()

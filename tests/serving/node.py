@@ -22,14 +22,16 @@ SOON = 90.0  # seconds after which waiting has failed
 
 
 class Node:
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int, log: Path) -> None:
-        self.port, self.log = port, log
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], port: int, log: Path, key: str = ""
+    ) -> None:
+        self.port, self.log, self.key = port, log, key
         with log.open("ab") as said:
             self.process = subprocess.Popen(command, env=dict(environment), stdout=said, stderr=said)
 
-    def get(self, path: str) -> tuple[int, Any]:
+    def get(self, path: str, *, key: str = "") -> tuple[int, Any]:
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=SOON)) as connection:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
             reply = connection.getresponse()
             data = reply.read()
         try:
@@ -39,7 +41,7 @@ class Node:
 
     @property
     def status(self) -> Any:
-        return self.get("/status")[1]
+        return self.get("/status", key=self.key)[1]
 
     def ask(self, prompt: str = "hi", tokens: int = 8, *, stream: bool = False) -> Answer:
         return ask(self.port, "llama", prompt, tokens, stream=stream)
@@ -92,7 +94,8 @@ def node(
     [port] = free_ports(1)
     command = [*program, "serve", "llama@production", *options]
     command += ["--", "--host", "127.0.0.1", "--port", str(port), *vllm]
-    started = Node(command, environment, port, home / "serve.log")
+    key = vllm[vllm.index("--api-key") + 1] if "--api-key" in vllm else ""
+    started = Node(command, environment, port, home / "serve.log", key)
     groups = set[int]()
     try:
         started.until(lambda: started.get("/healthz")[0] == 200, "it to listen")
