@@ -28,7 +28,7 @@ POLL = 1.0  # seconds
 NOTE = (
     "The proxy before an engine that answers at once, one request at a time over a connection that stays open, direct "
     "and through the proxy by turns. Then `packtrain serve NAME@production` with a stand-in for vLLM, polling every "
-    "second, under the load of 4 clients: from the end of the command to the first answer of the version, less the "
+    "second, under the load of 4 clients: from the event in the ledger to the first answer of the version, less the "
     "time that its engine took to start."
 )
 REQUESTS = 1500
@@ -142,17 +142,22 @@ def _releases(bench: Bench) -> list[Figure]:
 
 
 def _beyond_start(load: _Load, log: Path, environment: dict[str, str], version: int, *command: str) -> float:
+    """Seconds from the event in the ledger to the first answer, less those of the engine's start."""
     _packtrain(environment, *command)
-    began = time.monotonic()
-    took = load.wait_for(f"m/{version}") - began
+    answered = load.wait_for(f"m/{version}")
+    moved = json.loads(_packtrain(environment, "history", "m", "--json"))[-1]
     events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    at = {name: _last(events, name, version) for name in ("starting", "healthy")}
-    return took - (at["healthy"] - at["starting"])
+    starting, healthy = (_last(events, name, version) for name in ("starting", "healthy"))
+    return answered - _moment(moved["time"]) - (healthy - starting)
 
 
 def _last(events: list[dict[str, Any]], name: str, version: int) -> float:
     found = [event["time"] for event in events if event["event"] == name and event.get("version") == version]
-    return datetime.fromisoformat(found[-1].replace("Z", "+00:00")).timestamp()
+    return _moment(found[-1])
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 class _Load:
@@ -161,7 +166,7 @@ class _Load:
     def __init__(self, port: int) -> None:
         self.port = port
         self.answered = self.lost = 0
-        self._current = ""
+        self._current, self._since = "", 0.0  # the newest version that answered, and since when
         self._changed = threading.Condition()
         self._over = False
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(4)]
@@ -188,11 +193,11 @@ class _Load:
             thread.join()
 
     def wait_for(self, version: str) -> float:
-        """When the first answer of the version was there."""
+        """When the first answer of the version that serves was there."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._current == version, 120):
                 raise SystemExit(f"no answer of {version}")
-        return time.monotonic()
+            return self._since
 
     def _ask(self) -> None:
         body = json.dumps({"model": "m", "prompt": "hi", "max_tokens": 16})
@@ -211,7 +216,7 @@ class _Load:
                 self.answered += good
                 self.lost += not good
                 if good and version != self._current:
-                    self._current = version
+                    self._current, self._since = version, time.time()
                     self._changed.notify_all()
 
 
@@ -219,10 +224,11 @@ def tools_command(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).parent / "packtrain"), *arguments]
 
 
-def _packtrain(environment: dict[str, str], *arguments: str) -> None:
+def _packtrain(environment: dict[str, str], *arguments: str) -> str:
     done = subprocess.run(tools_command(*arguments), env=environment, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"packtrain {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
 
 
 @contextmanager

@@ -664,7 +664,7 @@ class Client:
                 keep=settings.keep_versions,
                 limits=limits,
             ),
-            place=Place(home / "runs", home / here / f"{reference}.json", parts.cache.boot),
+            place=Place(settings.cache_dir, home / "runs", home / here / f"{reference}.json", parts.cache.boot),
             clock=parts.clock,
         )
 

@@ -25,6 +25,7 @@ import structlog
 from packtrain.errors import LocalDiskError, PacktrainError, Refused, Unavailable, UsageError
 from packtrain.flows.following import Abandoned, Blind, Held, Progress, Watcher, fetch
 from packtrain.flows.serve import Supply
+from packtrain.flows.waking import Waiting
 from packtrain.model.digest import Digest
 from packtrain.model.fitting import Fit, fit
 from packtrain.model.ledger import Log, timestamp
@@ -82,9 +83,10 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this node keeps what it remembers: one folder for what runs, one file for the alias. ``boot`` names this
-    boot of the machine."""
+    """Where this node keeps what it remembers: one folder for what runs, one file for the alias; ``cache_dir`` is where
+    others leave word that there is news. ``boot`` names this boot of the machine."""
 
+    cache_dir: Path
     runs: Path
     journal: Path
     boot: str
@@ -197,6 +199,7 @@ class _Supervisor:
             self._reference.name,
             self._alias,
             interval=self._manner.poll,
+            waiting=Waiting(self._place.cache_dir, self._reference.name, self._clock),
             node=socket.gethostname(),
             journal=self._journal,
             seen=lambda log: self._tell(self._saw, log),

@@ -12,6 +12,7 @@ from typing import Any
 
 from packtrain.errors import LocalDiskError, PacktrainError, PreflightRefused, Refused, Unavailable
 from packtrain.flows.serve import Supply, prepare
+from packtrain.flows.waking import Waiting
 from packtrain.model.ledger import Log
 from packtrain.model.rollout import WentBack
 from packtrain.model.version import ModelVersion
@@ -21,6 +22,7 @@ from packtrain.serving.journal import Journal
 from packtrain.training.checkpoint import inspect
 from packtrain.training.preflight import preflight
 
+STEP = 0.5  # seconds between two looks whether there is something to be posted, or it is over
 JITTER = 0.2  # of the interval: a fleet that was started at once does not ask at once
 
 
@@ -115,6 +117,7 @@ class Watcher:
         alias: str,
         *,
         interval: float,
+        waiting: Waiting,
         node: str,
         journal: Journal,
         seen: Callable[[Log], None],
@@ -123,7 +126,7 @@ class Watcher:
     ) -> None:
         self._registry = registry
         self._name, self._alias, self._node = name, alias, node
-        self._interval = interval
+        self._interval, self._waiting = interval, waiting
         self._journal = journal
         self._seen, self._blind, self._log = seen, blind, log
         self._over = Event()
@@ -151,8 +154,13 @@ class Watcher:
                 self._blind(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, what serves keeps serving
                 self._blind(Unavailable(f"{type(error).__name__}: {error}"))
-            self._now.wait(self._interval * random.uniform(1 - JITTER, 1 + JITTER))
-            self._now.clear()
+            self._wait(self._interval * random.uniform(1 - JITTER, 1 + JITTER))
+
+    def _wait(self, seconds: float) -> None:
+        """Until it is time, or somebody has news."""
+        while seconds > 0 and not self._now.is_set() and not self._waiting.wait(min(STEP, seconds)):
+            seconds -= STEP
+        self._now.clear()
 
     def _post(self) -> None:
         for went in self._journal.read().unposted:
