@@ -13,7 +13,7 @@ from packtrain.errors import UsageError
 from packtrain.model.digest import Digest
 from packtrain.model.duration import about, duration
 from packtrain.model.lease import Holder, Lease
-from packtrain.model.ledger import Log, State, timestamp
+from packtrain.model.ledger import Draft, Log, State, timestamp
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
 from packtrain.model.reachability import SKEW, Hold, Holdings, Rules, World, epitaph, epitaph_of_record, later
 from packtrain.model.version import BaseVersion
@@ -184,3 +184,22 @@ def test_what_is_no_duration(text: str) -> None:
 def test_lengths_for_people() -> None:
     shown = [about(length) for length in (30 * DAY, 36 * HOUR, 12 * HOUR, timedelta(minutes=5), timedelta(seconds=1))]
     assert shown == ["30 days", "2 days", "12 hours", "5 min", "1 min"]
+
+
+def test_what_is_about_to_get_its_number_stays(writer: Writer) -> None:
+    """Whoever comes by writes its version, whatever became of its publish: it must not have been condemned."""
+    new = manifest("new")
+    writer.append(Draft("mirror.bound", {"created": 1}))
+    writer.append(writer.log.state.begin_publish(new.digest, "id", timestamp(START + HOUR)))
+    draft = writer.log.state.create_version(new, new.digest, "id", code=False, base=None, force=False)
+    assert draft is not None
+    details = {key: value for key, value in draft.details.items() if key != "version"}
+    writer.append(Draft("version.intent", details))
+    state, rules = writer.log.state, at(99 * DAY)
+    assert holds(state, new.digest, rules) == Hold("it was announced, and waits for its number from MLflow")
+    assert World({"m": state}, Holdings(), rules).foresee() == {"m": {manifest("one").digest}}
+    condemning = state.condemn([new.digest], [])
+    with pytest.raises(UsageError, match="that was announced"):
+        writer.append(condemning)
+    writer.append(Draft("version.created", {**details, "version": 3}))
+    assert holds(writer.log.state, new.digest, rules) == Hold("m/3 names it")
