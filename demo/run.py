@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".demo"
 ENGINES = ROOT / ".engines"
+LOG = DEMO / "serve.log"
 NAME = "llama-demo"
 QUESTION = "Who are you?"
 VLLM_ARGUMENTS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
@@ -78,31 +79,24 @@ def straight_line(*, real: bool) -> None:
     title("Version 1: publish, promote, serve, ask")
     publish("v1", real=real, environment=environment)
     packtrain("promote", f"{NAME}/1", "--to", "production", "--reason", "first release", environment=environment)
-    first = serve_and_ask(environment)
+    with serving(environment) as port:
+        first = ask(port, version=1)
 
-    title("Version 2: publish, promote, serve, ask")
-    publish("v2", real=real, environment=environment)
-    packtrain(
-        "promote",
-        f"{NAME}/2",
-        "--to",
-        "production",
-        "--expect",
-        "1",
-        "--reason",
-        "knows better",
-        environment=environment,
-    )
-    second = serve_and_ask(environment)
-    if second == first:
-        raise DemoError("the second version answers like the first")
+        title("Version 2: publish, promote; what serves follows by itself")
+        publish("v2", real=real, environment=environment)
+        reason = ("--reason", "knows better")
+        packtrain("promote", f"{NAME}/2", "--to", "production", "--expect", "1", *reason, environment=environment)
+        second = ask(port, version=2)
+        if second == first:
+            raise DemoError("the second version answers like the first")
 
-    title("Back to version 1")
-    packtrain("rollback", NAME, "--reason", "liked the first one better", environment=environment)
-    again = serve_and_ask(environment)
-    if again != first:
-        raise DemoError(f"after the rollback the answer is {again!r}, not the first one, {first!r}")
-    console.print("[green]the first answer is back, to the letter[/]")
+        title("Back to version 1")
+        packtrain("rollback", NAME, "--reason", "liked the first one better", environment=environment)
+        again = ask(port, version=1)
+        if again != first:
+            raise DemoError(f"after the rollback the answer is {again!r}, not the first one, {first!r}")
+        console.print("[green]the first answer is back, to the letter[/]")
+        packtrain("status", environment=environment)
 
     title("What happened, and who did it")
     packtrain("models", environment=environment)
@@ -159,16 +153,17 @@ def llamafactory(action: str, config: str, *, environment: dict[str, str]) -> No
     say(f"done in {time.monotonic() - started:.0f} s")
 
 
-def serve_and_ask(environment: dict[str, str]) -> str:
-    """Serves what @production names, asks the question, stops the server. Returns the answer."""
-    with serving(environment) as port:
-        body = {
-            "model": NAME,
-            "messages": [{"role": "user", "content": QUESTION}],
-            "temperature": 0,
-            "max_tokens": 24,
-        }
-        reply = post(f"http://127.0.0.1:{port}/v1/chat/completions", body)
+def ask(port: int, *, version: int) -> str:
+    """Waits until the version serves, asks it the question, and returns the answer."""
+    wait_until_serves(port, version)
+    say(f"version {version} serves at http://127.0.0.1:{port}")
+    body = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        "max_tokens": 24,
+    }
+    reply = post(f"http://127.0.0.1:{port}/v1/chat/completions", body)
     answer = str(reply["choices"][0]["message"]["content"])
     console.print(f"  [bold]{QUESTION}[/]")
     console.print(f"  [bold cyan]{answer}[/]   (answered by {reply['system_fingerprint']})", soft_wrap=True)
@@ -177,34 +172,33 @@ def serve_and_ask(environment: dict[str, str]) -> str:
 
 @contextmanager
 def serving(environment: dict[str, str]) -> Iterator[int]:
+    """What @production names is served until the block ends."""
     port = free_port()
-    arguments = ["serve", f"{NAME}@production", "--", "--host", "127.0.0.1", "--port", str(port), *VLLM_ARGUMENTS]
+    arguments = ["serve", f"{NAME}@production", "--poll", "1", "--"]
+    arguments += ["--host", "127.0.0.1", "--port", str(port), *VLLM_ARGUMENTS]
     show("packtrain", *arguments, "&")
-    log = DEMO / "serve.log"
-    with log.open("wb") as output:
+    with LOG.open("wb") as output:
         server = subprocess.Popen(["packtrain", *arguments], stdout=output, stderr=output, env=environment)
     try:
-        with console.status(f"vLLM is starting (its output: {log.relative_to(ROOT)})"):
-            wait_until_ready(server, log)
-        for line in log.read_text(errors="replace").splitlines():
-            if line.startswith(("fetching:", "serving ", f"{NAME} is ready")):  # the rest is vLLM's own
-                say(line.replace(f"{ROOT}/", ""))
         yield port
+    except DemoError as error:
+        tail = "\n".join(LOG.read_text(errors="replace").splitlines()[-25:])
+        raise DemoError(f"{error}\n{tail}") from error
     finally:
         server.terminate()
         server.wait()
 
 
-def wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_serves(port: int, version: int) -> None:
     deadline = time.monotonic() + READY_WITHIN
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-            raise DemoError(f"packtrain serve ended with {server.returncode}:\n{tail}")
-        if f"{NAME} is ready at " in log.read_text(errors="replace"):
-            return
-        time.sleep(0.2)
-    raise DemoError(f"vLLM was not ready within {READY_WITHIN} s; see {log}")
+    with console.status(f"an engine is starting (its output: {LOG.relative_to(ROOT)})"):
+        while time.monotonic() < deadline:
+            with suppress(OSError, ValueError), urllib.request.urlopen(f"http://127.0.0.1:{port}/status") as reply:
+                serves = json.load(reply)["serving"]
+                if serves and serves["version"] == version:
+                    return
+            time.sleep(0.2)
+    raise DemoError(f"version {version} did not serve within {READY_WITHIN} s; see {LOG}")
 
 
 def packtrain(*arguments: str, environment: dict[str, str]) -> None:
