@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -200,6 +202,14 @@ def test_an_authority_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert stranger.multipart is not None
         with pytest.raises(Unavailable):
             stranger.multipart.begin("parts")
+
+
+def test_what_only_reads_never_imports_botocore() -> None:
+    program = (
+        'from packtrain.storage import open_store; open_store("s3://bucket"); import sys; print(sys.modules.keys())'
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "packtrain.storage.multipart" in done.stdout and "botocore" not in done.stdout
 
 
 def test_an_authority_that_cannot_be_read(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
