@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ENGINE ?= real
+PROFILE ?= directory
 TOGETHER := -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: demo test check lint types format engines bench azurite lock clean help
@@ -10,9 +11,10 @@ TOGETHER := -n auto --maxprocesses 4 --dist loadgroup
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/.ready ## the main job, end to end, with real engines (ENGINE=none: without them, in under a minute)
+demo: .venv/.ready ## the main job, end to end, with real engines (ENGINE=none: without them; PROFILE=hybrid: with S3 and MLflow)
 	$(if $(filter real,$(ENGINE)),$(BIN)/python tools/engines.py all)
-	$(BIN)/python demo/run.py --engine $(ENGINE)
+	$(if $(filter hybrid,$(PROFILE)),$(BIN)/python tools/engines.py mlflow)
+	$(BIN)/python demo/run.py --engine $(ENGINE) --profile $(PROFILE)
 
 test: .venv/.ready ## every test, those with real LLaMA-Factory and vLLM included
 	$(BIN)/python tools/engines.py all

@@ -2,6 +2,7 @@
 
     python demo/run.py                   with real LLaMA-Factory and real vLLM (about three minutes)
     python demo/run.py --engine none     without them: tiny models made on the spot and a stand-in for vLLM
+    python demo/run.py --profile hybrid  with a bucket on S3, and MLflow on PostgreSQL, to which the trainings report
 
 Everything happens below .demo/ in the checkout, which is removed at the end (--keep keeps it).
 """
@@ -25,6 +26,8 @@ from typing import Any
 
 from rich.console import Console
 
+from packtrain.registry.mlflow import Mlflow
+from packtrain.testing.hybrid import hybrid
 from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged
@@ -48,6 +51,7 @@ class DemoError(Exception):
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--engine", choices=["real", "none"], default="real")
+    options.add_argument("--profile", choices=["directory", "hybrid"], default="directory")
     options.add_argument("--keep", action="store_true", help="leave .demo/ as it is at the end")
     chosen = options.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engine is stopped too
@@ -55,7 +59,15 @@ def main() -> int:
     started = time.monotonic()
     shutil.rmtree(DEMO, ignore_errors=True)
     try:
-        straight_line(real=chosen.engine == "real")
+        DEMO.mkdir()
+        real = chosen.engine == "real"
+        if chosen.profile == "hybrid":
+            title("An S3 server, and MLflow on PostgreSQL")
+            with hybrid(DEMO / "servers", engine=ENGINES / "mlflow", keep=False) as servers:
+                straight_line({**set_up(real=real), **servers.environment}, real=real)
+                look_at_mlflow(servers.mlflow.url)
+        else:
+            straight_line(set_up(real=real), real=real)
     except DemoError as error:
         console.print(f"\n[red]the demo failed:[/] {error}", soft_wrap=True)
         return 1
@@ -69,8 +81,7 @@ def main() -> int:
     return 0
 
 
-def straight_line(*, real: bool) -> None:
-    environment = set_up(real=real)
+def straight_line(environment: dict[str, str], *, real: bool) -> None:
     title("A tiny base model, and two fine-tunes of it")
     write_base(DEMO / "base", seed=1)
     train("v1", real=real, environment=environment)
@@ -104,9 +115,22 @@ def straight_line(*, real: bool) -> None:
     packtrain("verify", "--bytes", environment=environment)
 
 
+def look_at_mlflow(url: str) -> None:
+    """What people see in MLflow's pages of all this."""
+    title("What MLflow shows")
+    mlflow = Mlflow(url)
+    shown = mlflow.model(NAME)
+    if shown is None or shown.aliases != {"production": 1}:
+        raise DemoError(f"MLflow shows {shown}, not version 1 in production")
+    for version in mlflow.versions(NAME):
+        run = mlflow.page(mlflow.run(version.run_id)) if version.run_id else "no training is known"
+        console.print(f"{NAME}/{version.number}  {version.source}", soft_wrap=True)
+        console.print(f"    run  {run}", soft_wrap=True)
+    console.print(f"@production is version {shown.aliases['production']}")
+
+
 def set_up(*, real: bool) -> dict[str, str]:
     """An environment in which everything is below .demo/, and no engine asks the network for anything."""
-    DEMO.mkdir()
     vllm = ENGINES / "vllm" / "bin" / "vllm" if real else write_executable(DEMO / "stand-in-for-vllm")
     return {
         **os.environ,
@@ -130,7 +154,8 @@ def train(version: str, *, real: bool, environment: dict[str, str]) -> None:
         write_merged(merged, DEMO / "base", seed=int(version[1:]))
         say(f"made a tiny adapter and its merge in {(DEMO / version).relative_to(ROOT)} (no training: ENGINE=none)")
         return
-    llamafactory("train", f"demo/sft-{version}.yaml", environment=environment)
+    reporting = ["report_to=mlflow"] if "MLFLOW_TRACKING_URI" in environment else []
+    llamafactory("train", f"demo/sft-{version}.yaml", *reporting, environment=environment)
 
 
 def publish(version: str, *, real: bool, environment: dict[str, str]) -> None:
@@ -140,11 +165,11 @@ def publish(version: str, *, real: bool, environment: dict[str, str]) -> None:
     packtrain("publish", f".demo/{version}/merged", "--name", NAME, *lineage, environment=environment)
 
 
-def llamafactory(action: str, config: str, *, environment: dict[str, str]) -> None:
-    show("llamafactory-cli", action, config)
+def llamafactory(action: str, config: str, *values: str, environment: dict[str, str]) -> None:
+    show("llamafactory-cli", action, config, *values)
     log = DEMO / f"{action}-{Path(config).stem}.log"
     with console.status(f"LLaMA-Factory is at work (its output: {log.relative_to(ROOT)})"), log.open("wb") as output:
-        command = [environment["PACKTRAIN_LLAMAFACTORY"], action, config]
+        command = [environment["PACKTRAIN_LLAMAFACTORY"], action, config, *values]
         started = time.monotonic()
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:

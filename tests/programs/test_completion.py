@@ -93,7 +93,7 @@ def bash(asked: Cli) -> Iterator[Terminal]:
     ("typed", "completed"),
     [
         ("packtrain prom", "promote "),
-        ("packtrain --sto", "--store "),
+        ("packtrain --regi", "--registry "),
         ("packtrain promote --rea", "--reason "),
         ("packtrain init --profile ob", "object "),
         ("packtrain completion z", "zsh "),

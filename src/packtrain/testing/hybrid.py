@@ -51,9 +51,12 @@ class Hybrid:
 
 
 @contextmanager
-def hybrid(directory: Path, *, port: int | None = None, engine: Path | None = None) -> Iterator[Hybrid]:
-    """Starts them with their data in ``directory``, where a later start finds it again, and stops them. ``port`` is
-    MLflow's. Raises NotFound if the programs are not installed, Unavailable if one does not come up."""
+def hybrid(
+    directory: Path, *, port: int | None = None, engine: Path | None = None, keep: bool = True
+) -> Iterator[Hybrid]:
+    """Starts them with their data in ``directory`` and stops them; a later start finds it again (without ``keep``, not
+    MLflow's). ``port`` is MLflow's. Raises NotFound if the programs are not installed, Unavailable if one does not come
+    up."""
     engine = engine or find_engine()
     directory.mkdir(parents=True, exist_ok=True)
     with seaweedfs(directory / "s3") as s3:
@@ -65,7 +68,7 @@ def hybrid(directory: Path, *, port: int | None = None, engine: Path | None = No
             artifacts=f"{s3.url}/mlflow",
             environment=environment,
             port=port,
-            keep=True,
+            keep=keep,
         ) as mlflow:
             yield Hybrid(s3, mlflow)
 
