@@ -213,6 +213,17 @@ def test_a_copy_of_an_object_is_equal_and_apart(copying: Store, size: int) -> No
     assert copying.get("b/copy") == pattern(size)
 
 
+def test_a_copy_of_what_is_fixed_outlives_it(store: Store) -> None:
+    put(store, "a/source", pattern(1000))
+    put(store, "b/copy", b"before")
+    told: list[int] = []
+    assert store.copy_from(store.locate("a/source"), "b/copy", 1000, told.append, fixed=True)
+    assert sum(told) == 1000
+    store.delete("a/source")
+    assert store.get("b/copy") == pattern(1000)
+    assert keys(store) == ["b/copy"]
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_copy_of_an_odd_name(copying: Store, name: str) -> None:
     put(copying, f"a/{name}", name.encode())

@@ -104,3 +104,27 @@ def test_a_directory_copies_without_reading_through_us_and_shares_nothing(
     inodes = {path.stat().st_ino for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert not inodes & {path.stat().st_ino for path in models.first.rglob("*")}
     require_right(house)
+
+
+def test_in_a_directory_a_file_of_an_earlier_version_is_linked(make_house: Make, models: Models, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    house = make_house(store=DirectoryStore(tmp_path / "store"))
+    first, second = house.publish(models.first), house.publish(models.second)
+    assert first.copied == 0 and second.copied > 0
+    assert second.uploaded + second.copied == second.size
+    folders = [tmp_path / "store" / "models" / "llama" / version.digest.hex for version in (first, second)]
+    shared = {
+        path.name for path in folders[0].rglob("*.json") if path.samefile(folders[1] / path.relative_to(folders[0]))
+    }
+    assert "tokenizer.json" in shared and FILE_NAME not in shared
+    require_right(house)
+
+
+def test_a_damaged_file_of_an_earlier_version_is_not_linked(make_house: Make, models: Models, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    house = make_house(store=DirectoryStore(tmp_path / "store"))
+    first = house.publish(models.first)
+    damaged = tmp_path / "store" / "models" / "llama" / first.digest.hex / "tokenizer.json"
+    damaged.chmod(0o644)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    second = house.publish(models.second)
+    whole = tmp_path / "store" / "models" / "llama" / second.digest.hex / "tokenizer.json"
+    assert whole.read_bytes() == (models.second / "tokenizer.json").read_bytes()
