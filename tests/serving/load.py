@@ -68,7 +68,9 @@ def ask(port: int, model: str, prompt: str, tokens: int, *, stream: bool, key: s
         asked.prompt,
         asked.tokens,
         asked.streamed,
-        fingerprints=frozenset(str(piece["system_fingerprint"]) for piece in pieces),
+        fingerprints=frozenset(
+            piece["system_fingerprint"] for piece in pieces if "system_fingerprint" in piece
+        ),  # vLLM says it in the last
         ids=tuple(token for piece in pieces for token in piece["choices"][0].get("token_ids") or ()),
         text="".join(choice["text"] for piece in pieces for choice in piece["choices"]),
         **more,
