@@ -68,7 +68,7 @@ def open_assembling(kind: str, request: pytest.FixtureRequest) -> Store:
 
 
 # What a registry writes besides what was decided
-BOOKKEEPING = {"mirror.bound", "version.intent", "alias.settled"}
+BOOKKEEPING = {"mirror.bound", "version.intent", "alias.helped", "alias.settled"}
 
 
 @dataclass(frozen=True)

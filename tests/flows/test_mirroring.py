@@ -227,7 +227,7 @@ def test_moves_count_while_mlflow_is_not_reached_and_are_shown_later(
     fake.faults = lambda call, count: None
     assert published.shown == {"production": 1}
     assert mirrored("another").state.aliases == published.shown == {"production": 2}
-    assert published.history()[-2:] == ["alias.promoted", "alias.settled"]
+    assert published.history()[-3:] == ["alias.promoted", "alias.helped", "alias.settled"]
 
 
 @pytest.mark.parametrize("fault", [fake_mlflow.LOST, fake_mlflow.DOWN])
@@ -311,6 +311,30 @@ def test_who_was_overtaken_and_set_an_alias_late_is_undone_and_not_followed(
     other.clock.sleep(2 * LATE.total_seconds())
     published.shown["production"] = 2
     assert other.state.aliases == {"production": 2}, "long after that it is somebody's wish"
+
+
+def test_who_helped_and_was_slower_than_the_mover_is_undone_and_not_followed(
+    mirrored: Callable[..., Mirrored], published: Mirrored, fake: Fake
+) -> None:
+    """Somebody finds a move that MLflow does not show. Before their request arrives, the mover has settled it, and gone
+    on from there."""
+    mover, helper = mirrored("mover"), mirrored("helper")
+    fake.faults = lambda call, count: fake_mlflow.DOWN if call == SET else None
+    mover.move("llama/2")
+    fake.faults = lambda call, count: None
+    client = helper.registry._mlflow
+    set_alias = client.set_alias
+
+    def late(name: str, alias: str, number: int) -> None:
+        client.set_alias = set_alias  # type: ignore[method-assign]
+        assert mover.state.aliases == published.shown == {"production": 2}
+        mover.move("llama/1")
+        assert published.shown == {"production": 1}
+        set_alias(name, alias, number)
+
+    client.set_alias = late  # type: ignore[method-assign]
+    assert helper.state.aliases == {"production": 1}
+    assert mover.state.aliases == published.shown == {"production": 1}
 
 
 def test_a_move_in_mlflow_that_was_seen_before_a_promotion_does_not_undo_it(

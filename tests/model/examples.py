@@ -155,6 +155,7 @@ def ledger_that_mlflow_shows() -> Writer:
     base = {"name": "llama-finetuned", "version": 2, "digest": MERGED.digest.hex}
     publish(ADAPTERS["adapter-of-a-version"], 1, there=True, base=base)
     writer.append(writer.log.state.promote("production", 2, reason="the first one"))
+    say("alias.helped", alias="production", to=2)
     say("alias.settled", alias="production", to=2, own=True)
     say("alias.adopted", alias="production", **{"from": 2}, to=1, reason="moved in MLflow")
     writer.append(writer.log.state.set_policy(Policy(frozenset({"production"}), frozenset({"gold"}))))

@@ -42,7 +42,7 @@ DIGESTS = {
     "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
     "every-action.ledger.jsonl": "c0c0e449e502df7f278144d3ea625c05d5135a3f1cf63d8b91af509408cc911e",
     "lease.json": "3816b5bf70233b50f9974f67260d4bd26005c2fb9e7db8f8789e1c5709c3f253",
-    "mlflow.ledger.jsonl": "eaa2398972bb5eda0da05b0c944093106ca7609fbfcd717b081d4afa69492212",
+    "mlflow.ledger.jsonl": "d114f9a5c834b4108bcc5ce64f0d8e499dcc87630e842d2d37ede95475b77f3c",
     "lineage.json": "dc381f8155e65b2e1614c5fcdb0092a88c67389e8fff4e16fa85bf456d252eb9",
 }
 

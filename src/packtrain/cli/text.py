@@ -265,6 +265,8 @@ def _in_words(action: str, d: Mapping[str, Any]) -> str:
             return "registered in MLflow"
         case "version.intent":
             return f"announced a version ({d['kind']}, {size(d['size'])}, {d['digest'][:12]})"
+        case "alias.helped":
+            return f"is about to show @{d['alias']} in MLflow: {d['to'] or 'not set'}"
         case "alias.settled":
             return f"MLflow shows @{d['alias']}: {d['to'] or 'not set'}"
         case "alias.adopted":

@@ -20,7 +20,7 @@ from packtrain.errors import Conflict, IntegrityError, NotFound, PacktrainError,
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import MOVES, Decide, Draft, Event, Log, State, timestamp
 from packtrain.model.mirror import Intent
-from packtrain.model.projection import Drift, Shown, drifts, record, settle
+from packtrain.model.projection import Drift, Shown, drifts, help_out, no_longer_waits, record, settle
 from packtrain.model.reference import check_name
 from packtrain.model.version import version_prefix
 from packtrain.ports import Clock, Registry, Reporter, Store
@@ -63,7 +63,7 @@ class MirroringRegistry:
         self._reporter = reporter
         self._clock = clock
         self._describe = describe
-        self._own: set[tuple[str, str, int]] = set()  # (name, alias, sequence) of moves that this process made
+        self._own: set[tuple[str, str, int]] = set()  # (name, alias, sequence) of moves of this process
         self._told: set[str] = set()
         self._adopts: int | None = None
 
@@ -221,6 +221,7 @@ class MirroringRegistry:
             return log
         log, event = self._inner.change(name, lambda state: record(state, drift, seen))
         if event is not None:
+            self._own.add((name, drift.alias, event.sequence))
             self._tell(
                 f"@{drift.alias} of {name} was moved in MLflow, to {where}: "
                 + ("the ledger follows" if drift.becomes == "adopted" else "that is undone")
@@ -234,9 +235,14 @@ class MirroringRegistry:
         hidden = set[str]()
         if not log.state.mirror.unsettled:
             return log, hidden
-        for alias, number in log.state.mirror.unsettled.items():
+        seen = log.state
+        for alias, number in seen.mirror.unsettled.items():
             if shown.aliases.get(alias) == number:
                 continue
+            if not self._is_own(seen, alias):
+                log, _ = self._inner.change(log.name, lambda state: help_out(state, alias, seen))  # noqa: B023
+                if no_longer_waits(log.state, alias, seen):
+                    continue
             try:
                 if number is None:
                     self._mlflow.remove_alias(log.name, alias)
@@ -250,9 +256,13 @@ class MirroringRegistry:
                 )
         shown = self._shown(log.state)
         for alias in log.state.mirror.unsettled:
-            own = (log.name, alias, log.state.mirror.moves.get(alias, 0)) in self._own
+            own = self._is_own(log.state, alias)
             log, _ = self._inner.change(log.name, lambda state: settle(state, alias, shown, own=own))  # noqa: B023
         return log, hidden
+
+    def _is_own(self, state: State, alias: str) -> bool:
+        """Whether this process made the newest move of an alias."""
+        return (state.name, alias, state.mirror.moves.get(alias, 0)) in self._own
 
     # Versions
 

@@ -28,6 +28,7 @@ And, where an MLflow server shows the ledger (`packtrain.model.mirror`):
 
     mirror.bound       created                              its registered model, by the time of its creation (ms)
     version.intent     as version.created, with version only for an entry that is there    before it gets its number
+    alias.helped       alias, to                            another than its mover is about to set it in MLflow
     alias.settled      alias, to, own                       MLflow shows it; own: seen by whoever moved it
     alias.adopted      alias, from, to, reason              it was moved in MLflow, and the ledger follows
     alias.restored     alias, found, to                     it was moved in MLflow, and that is undone
@@ -625,6 +626,14 @@ def _restored(state: State, event: Event) -> State:
     return replace(state, mirror=state.mirror.moved(alias, d["to"], event.sequence, event.time))
 
 
+def _helped(state: State, event: Event) -> State:
+    d = event.details
+    alias = check_alias(_text(d["alias"]))
+    if alias not in state.mirror.unsettled or d["to"] != state.current(alias) or alias in state.mirror.helped:
+        raise ValueError(f"it helps to set {alias!r} to {d['to']!r}, which nobody waits for")
+    return replace(state, mirror=state.mirror.helping(alias))
+
+
 def _settled(state: State, event: Event) -> State:
     d = event.details
     alias = check_alias(_text(d["alias"]))
@@ -741,6 +750,7 @@ _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "policy": _policy,
     "mirror.bound": _bound,
     "version.intent": _intended,
+    "alias.helped": _helped,
     "alias.settled": _settled,
     "alias.adopted": _adopted,
     "alias.restored": _restored,

@@ -47,6 +47,7 @@ class Mirror:
 
     ``unsettled``: the aliases that MLflow may not show as the ledger has them, with the versions that they are at
     (None: the ledger has no such alias).
+    ``helped``: those of them that somebody else than their mover is about to set, too.
     ``moves``: the sequence of the newest event about each alias. ``late``: versions, and until when (the time of the
     event that overtook them), at which somebody who was overtaken or died may have set an alias in MLflow after all.
     """
@@ -55,6 +56,7 @@ class Mirror:
     intents: Mapping[str, Intent] = field(default_factory=dict)  # by publish_id
     numbers: Mapping[str, int] = field(default_factory=dict)  # publish_id -> the number that it was given
     unsettled: Mapping[str, int | None] = field(default_factory=dict)
+    helped: frozenset[str] = frozenset()
     moves: Mapping[str, int] = field(default_factory=dict)
     late: Mapping[str, tuple[tuple[int, str], ...]] = field(default_factory=dict)
 
@@ -78,17 +80,23 @@ class Mirror:
         unsettled = {key: value for key, value in self.unsettled.items() if key != alias}
         if not shown:
             unsettled[alias] = target
-        return replace(self, moves=moves, unsettled=unsettled, late=late)
+        return replace(self, moves=moves, unsettled=unsettled, helped=self.helped - {alias}, late=late)
+
+    def helping(self, alias: str) -> Mirror:
+        """Somebody who did not move an alias is about to set it, and may be slower than who did."""
+        return replace(self, helped=self.helped | {alias})
 
     def settled(self, alias: str, time: str, *, own: bool) -> Mirror:
-        """MLflow was seen to show an alias as the ledger has it. ``own``: by whoever moved it; then nobody is late."""
-        late = self.late if own else self._later(alias, self.unsettled[alias], time)
+        """MLflow was seen to show an alias as the ledger has it. ``own``: by whoever moved it; then nobody is late, but
+        who helped."""
+        alone = own and alias not in self.helped
+        late = self.late if alone else self._later(alias, self.unsettled[alias], time)
         unsettled = {key: value for key, value in self.unsettled.items() if key != alias}
-        return replace(self, unsettled=unsettled, late=late)
+        return replace(self, unsettled=unsettled, helped=self.helped - {alias}, late=late)
 
     def bound(self, created: int, aliases: Mapping[str, int]) -> Mirror:
         """Another registered model shows the ledger from now on: everything is to be shown there."""
-        return replace(self, created=created, unsettled={**aliases})
+        return replace(self, created=created, unsettled={**aliases}, helped=frozenset(aliases))
 
     def _later(self, alias: str, target: int | None, time: str) -> Mapping[str, tuple[tuple[int, str], ...]]:
         if target is None:

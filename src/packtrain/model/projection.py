@@ -64,6 +64,18 @@ def record(state: State, drift: Drift, seen: State) -> Draft | None:
     return None
 
 
+def help_out(state: State, alias: str, seen: State) -> Draft | None:
+    """The event that comes before another than its mover sets an alias; None if it was said, or is not needed."""
+    if no_longer_waits(state, alias, seen) or alias in state.mirror.helped:
+        return None
+    return Draft("alias.helped", {"alias": alias, "to": state.current(alias)})
+
+
+def no_longer_waits(state: State, alias: str, seen: State) -> bool:
+    """Whether an alias that was unsettled when its ledger was ``seen`` is settled, or was moved on."""
+    return alias not in state.mirror.unsettled or state.mirror.moves.get(alias) != seen.mirror.moves.get(alias)
+
+
 def settle(state: State, alias: str, shown: Shown, *, own: bool) -> Draft | None:
     """The event that MLflow shows an alias as the ledger has it; None if it does not, or that is known."""
     if alias not in state.mirror.unsettled or shown.aliases.get(alias) != state.current(alias):
