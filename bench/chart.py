@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 from bench.results import Figure, Outcome, amount, goal
 
 # Pixels.
-_WIDTH, _MARGIN, _LINE, _BAR = 920, 16, 26, 14
+_WIDTH, _MARGIN, _LINE, _BAR = 960, 16, 26, 14
 _LABELS, _PLOT = 470, 300  # widths: of what a bar is, and of a bar that just reaches its target at two thirds
 _LONGEST = 1.5  # times the target: a longer bar ends there
 
@@ -51,7 +51,7 @@ def _bar(figure: Figure, y: int) -> str:
     sign = "≥" if figure.at_least else "≤"
     value = f"{amount(figure)} ({sign} {goal(figure).split(' ', 2)[2]})"
     return (
-        f'<text x="{x - 10}" y="{middle}" text-anchor="end">{escape(figure.what)}</text>'
+        f'<text x="{x - 10}" y="{middle}" text-anchor="end">{escape(figure.what.partition(" (")[0])}</text>'
         f'<rect class="{"met" if figure.met else "missed"}" x="{x}" y="{y + (_LINE - _BAR) // 2}" width="{length:.1f}" '
         f'height="{_BAR}" rx="2"/>'
         f'<text class="muted" x="{x + _PLOT + 8}" y="{middle}">{escape(value)}</text>'
