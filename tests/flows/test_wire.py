@@ -55,6 +55,11 @@ def bucket(kind: str, wire: Relay, request: pytest.FixtureRequest) -> Bucket:
     return lambda name, stall=PATIENCE: SERVERS[kind][1](server.bucket, f"{folder}-{name}", stall=stall)
 
 
+def patience(fault: Fault) -> float:
+    """A flipped bit keeps nobody waiting, and has to be found by looking."""
+    return PATIENCE if fault is Fault.FLIPPED_BIT else HASTE
+
+
 def at(number: int, fault: Fault, wire: Relay) -> None:
     """The request ``number`` from now on meets it."""
     first = wire.traffic.requests
@@ -84,7 +89,7 @@ def test_pull_on_a_wire_that_fails_once(
     requests = wire.traffic.requests - before
     assert requests > 10
     for k in range(requests):
-        node = make_house(f"node-{k}", store=bucket("pull", HASTE))
+        node = make_house(f"node-{k}", store=bucket("pull", patience(fault)))
         at(k, fault, wire)
         try:
             node.pull("llama")
@@ -106,7 +111,7 @@ def test_publish_on_a_wire_that_fails_once(
     for k in range(0, requests, 2):
         at(k, fault, wire)
         try:
-            make_house(f"publisher-{k}", store=bucket(f"publish-{k}", HASTE)).publish(models.first)
+            make_house(f"publisher-{k}", store=bucket(f"publish-{k}", patience(fault))).publish(models.first)
         except PacktrainError as error:
             require_said(error, fault)
         wire.plan = None
