@@ -217,14 +217,15 @@ def log(objects: Mapping[str, bytes], name: str) -> Log:
     events = []
     while (data := objects.get(event_key(name, len(events) + 1))) is not None:
         events.append(data)
-    return _log(name, tuple(events))
+    return folded(name, tuple(events))
 
 
 @lru_cache(10_000)
-def _log(name: str, events: tuple[bytes, ...]) -> Log:
+def folded(name: str, events: tuple[bytes, ...]) -> Log:
+    """Kept for worlds that begin alike, as the rules were: whoever changes these clears what is kept."""
     if not events:
         return Log(name)
-    before, read = _log(name, events[:-1]), Log(name)
+    before, read = folded(name, events[:-1]), Log(name)
     read.events, read.head, read.state = list(before.events), before.head, before.state
     read.extend(events[-1])
     return read
