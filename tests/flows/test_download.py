@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, Unavailable, disk_error
-from packtrain.flows.download import ATTEMPTS, Limits, Source, download
+from packtrain.flows.download import ATTEMPTS, BUFFER, Limits, Source, download
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
 from packtrain.wiring import SystemClock
 
@@ -30,6 +30,7 @@ def entry(path: str, data: bytes) -> FileEntry:
 
 MANIFEST = Manifest.of("merged", [entry(path, data) for path, data in DATA.items()])
 COUNT = sum(FILES.values())
+ONE_BY_ONE = Limits(memory=4 * BUFFER)  # one request after the other
 Behaviour = Callable[["Script", str, int, memoryview], memoryview]
 
 
@@ -324,7 +325,7 @@ def test_pauses_grow_and_no_two_are_alike(tmp_path: Path) -> None:
                 set(),
                 Folder(tmp_path),
                 what="",
-                limits=Limits(memory=2 << 20),  # one request after the other
+                limits=ONE_BY_ONE,
                 reporter=Told(),
                 clock=clock,
             )
@@ -342,6 +343,6 @@ def test_a_liar_is_not_asked_again(tmp_path: Path) -> None:
         return piece
 
     liar, honest = Script("liar", lies), Script("honest")
-    fetch(tmp_path, liar, honest, limits=Limits(memory=2 << 20))  # one request after the other
+    fetch(tmp_path, liar, honest, limits=ONE_BY_ONE)
     assert len(liar.requests) == 1
     assert honest.requests
