@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from packtrain.flows.catalog import Entry
     from packtrain.flows.check import Verdict
     from packtrain.flows.doctor import Check
+    from packtrain.flows.fetch import Outlook
     from packtrain.flows.garbage import Collected
     from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
-    from packtrain.flows.pull import Node, Outlook, Snapshot
+    from packtrain.flows.pull import Node, Snapshot
     from packtrain.flows.repair import Repaired
     from packtrain.flows.serve import Supply
     from packtrain.flows.verify import Verified
@@ -551,7 +552,7 @@ class Client:
     def foresee(self, reference: str, *, to: str | os.PathLike[str] | None = None) -> Outlook:
         """What a pull into the cache, or ``to`` a folder, would link and copy from other snapshots, and fetch. Changes
         nothing."""
-        from packtrain.flows.pull import foresee
+        from packtrain.flows.fetch import foresee
 
         if to is None and self.settings.pull == "in-place":
             raise UsageError(
@@ -677,8 +678,8 @@ class Client:
         return FromCache(self._node(reporter))
 
     def _node(self, reporter: Reporter | None = None) -> Node:
-        from packtrain.flows.download import Limits
         from packtrain.flows.pull import Node
+        from packtrain.model.pacing import Limits
 
         parts = self._parts
         limits = Limits(memory=self.settings.pull_memory, bandwidth=self.settings.pull_bandwidth)

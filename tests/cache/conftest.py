@@ -14,11 +14,11 @@ from blake3 import blake3
 from packtrain.cache import Cache, Pin
 from packtrain.flows import caching
 from packtrain.flows import pull as flows_pull
-from packtrain.flows.download import Limits
 from packtrain.flows.pull import Snapshot, hold, pull, resolve
 from packtrain.model.amount import Amount
 from packtrain.model.digest import Digest
 from packtrain.model.manifest import FILE_NAME, Chunk, FileEntry, Manifest
+from packtrain.model.pacing import Limits
 from packtrain.model.reference import Reference
 from packtrain.ports import Store
 from packtrain.registry.ledger import LedgerRegistry

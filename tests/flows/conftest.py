@@ -13,10 +13,10 @@ import pytest
 from packtrain.cache import Cache
 from packtrain.client import Silent
 from packtrain.flows import pull as flows_pull
-from packtrain.flows.download import Limits
 from packtrain.flows.publish import Published, Request, publish
 from packtrain.flows.pull import Snapshot, pull
 from packtrain.model.amount import Amount
+from packtrain.model.pacing import Limits
 from packtrain.model.reference import Reference
 from packtrain.ports import Store
 from packtrain.registry.ledger import LedgerRegistry

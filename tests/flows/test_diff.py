@@ -9,7 +9,7 @@ import pytest
 
 from packtrain.errors import IntegrityError, NotFound
 from packtrain.flows.diff import diff
-from packtrain.flows.pull import foresee
+from packtrain.flows.fetch import foresee
 from packtrain.model.delta import Delta, stacks
 from packtrain.model.manifest import FILE_NAME, Manifest
 from packtrain.model.reference import Reference

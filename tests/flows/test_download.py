@@ -14,8 +14,9 @@ import pytest
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, Unavailable, disk_error
-from packtrain.flows.download import ATTEMPTS, BUFFER, Limits, Source, download
+from packtrain.flows.download import ATTEMPTS, BUFFER, Source, download
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.pacing import Limits
 from packtrain.wiring import SystemClock
 
 CHUNK = 64 << 10

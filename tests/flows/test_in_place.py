@@ -12,9 +12,10 @@ import pytest
 
 from packtrain.errors import IntegrityError, LocalDiskError, Refused, Unavailable
 from packtrain.flows import in_place
+from packtrain.flows.fetch import read_manifest
 from packtrain.flows.in_place import TERM, UNATTENDED, InPlace, pull_in_place
 from packtrain.flows.publish import Request
-from packtrain.flows.pull import Snapshot, read_manifest
+from packtrain.flows.pull import Snapshot
 from packtrain.flows.repair import repair
 from packtrain.model.lease import Holder, Lease, lease_prefix
 from packtrain.model.ledger import timestamp

@@ -20,10 +20,11 @@ from packtrain.errors import (
     Unavailable,
 )
 from packtrain.flows import catalog, integrity
-from packtrain.flows.download import Limits, StoreSource, download
+from packtrain.flows.download import StoreSource, download
 from packtrain.flows.promote import archive, promote, roll_back
 from packtrain.flows.verify import verify
 from packtrain.model.manifest import FILE_NAME, Manifest
+from packtrain.model.pacing import Limits
 from packtrain.model.reference import Reference
 from packtrain.testing.memory_store import MemoryStore
 from tests.conftest import Models

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from packtrain.cache import Partial
 from packtrain.errors import LocalDiskError
 from packtrain.flows import integrity, reuse
-from packtrain.flows.pull import foresee
+from packtrain.flows.fetch import foresee
 from packtrain.flows.reuse import _BLOCK, _step
 from packtrain.model.manifest import Manifest
 from packtrain.model.reference import Reference

@@ -4,7 +4,7 @@ publish   a directory becomes a version
 adopt     what a team already has, in a folder or a bucket, becomes a version
 watch     exports become versions as they appear in a folder
 repair    damage in the store is mended from the original
-pull      a version becomes a verified directory on this node
+pull      a version becomes a verified directory on this node; fetch gets what the node lacks of it
 promote   aliases move: promote, roll_back, archive
 verify    the ledger's chain, the manifests, and every byte if asked
 catalog   what is there: models, one version, its history, its URL

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from packtrain.errors import IntegrityError, NotFound
-from packtrain.flows.pull import read_manifest
+from packtrain.flows.fetch import read_manifest
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import State
 from packtrain.model.manifest import FileEntry, Manifest

@@ -9,7 +9,7 @@ from itertools import accumulate
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, Refused
-from packtrain.flows.pull import read_manifest
+from packtrain.flows.fetch import read_manifest
 from packtrain.model import delta
 from packtrain.model.amount import size
 from packtrain.model.delta import Delta, Stored

@@ -23,13 +23,12 @@ from blake3 import blake3
 
 from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable, disk_error
 from packtrain.model.manifest import FileEntry, Manifest
-from packtrain.model.pacing import Pace
+from packtrain.model.pacing import Limits, Pace
 from packtrain.model.sourcing import Run, missing_runs
 from packtrain.model.version import how_to_mend
 from packtrain.ports import Clock, Reporter, Store
 
 BUFFER = 256 << 10  # bytes, one for each thread: half of a small core's L2, and threads seldom wait for each other
-MEMORY = 64 << 20  # bytes in flight, at most
 THREADS = 32
 FILES = 8  # that a thread has open at once, at most: its own, a connection or a path's folders
 ATTEMPTS = 6  # in a row that bring nothing, before a source is left
@@ -101,14 +100,6 @@ class Nowhere:
             os.close(descriptor)
 
     def finish(self, index: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """``memory`` in bytes; ``bandwidth`` in bytes a second, None for what the wire gives."""
-
-    memory: int = MEMORY
-    bandwidth: int | None = None
 
 
 def download(

@@ -26,7 +26,8 @@ from packtrain.errors import (
     disk_error,
 )
 from packtrain.flows import integrity
-from packtrain.flows.pull import Snapshot, read_manifest, resolve
+from packtrain.flows.fetch import read_manifest
+from packtrain.flows.pull import Snapshot, resolve
 from packtrain.model.lease import Holder, Lease, lease_key
 from packtrain.model.ledger import timestamp
 from packtrain.model.manifest import FILE_NAME, Manifest

@@ -10,9 +10,10 @@ from pathlib import Path
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, NotFound, disk_error
-from packtrain.flows.download import BUFFER, Limits, Nowhere, StoreSource, damaged, download
+from packtrain.flows.download import BUFFER, Nowhere, StoreSource, damaged, download
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.manifest import FileEntry, Manifest
+from packtrain.model.pacing import Limits
 from packtrain.model.sourcing import Run
 from packtrain.ports import Clock, Reporter, Store
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from packtrain.errors import IntegrityError, NotFound
 from packtrain.flows import integrity
 from packtrain.flows.catalog import read_lineage
-from packtrain.flows.pull import read_manifest
+from packtrain.flows.fetch import read_manifest
 from packtrain.model.reference import check_name
 from packtrain.model.version import ModelVersion, how_to_mend
 from packtrain.ports import Clock, Registry, Reporter, Store

@@ -29,9 +29,9 @@ from packtrain.errors import (
     disk_error,
 )
 from packtrain.flows import integrity
+from packtrain.flows.fetch import read_manifest
 from packtrain.flows.promote import promote
 from packtrain.flows.publish import Request, publish
-from packtrain.flows.pull import read_manifest
 from packtrain.flows.watching import Entry, Look, Memory
 from packtrain.model.finding import Finding
 from packtrain.model.ledger import timestamp

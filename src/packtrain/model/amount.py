@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from packtrain.errors import UsageError
 
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+|%)")
-_UNITS = {"b": 1} | {
-    f"{letter}{kind}": base**power
+_UNITS: dict[str, int] = {"b": 1} | {
+    f"{letter}{kind}": int(base**power)
     for kind, base in (("b", 1000), ("ib", 1024))
     for power, letter in enumerate("kmgtp", start=1)
 }
@@ -29,10 +28,14 @@ class Amount:
         """In bytes, on a disk of ``disk`` bytes."""
         form = _FORM.fullmatch(self.text)
         unit = form[2].lower() if form else ""
-        if form and unit == "%" and Fraction(form[1]) <= 100:
-            return int(Fraction(form[1]) * disk / 100)
-        if form and unit in _UNITS:
-            return int(Fraction(form[1]) * _UNITS[unit])
+        if form and unit in ("%", *_UNITS):
+            whole, _, decimals = form[1].partition(".")
+            count = int(whole + decimals)
+            parts: int = 10 ** len(decimals)
+            if unit in _UNITS:
+                return count * _UNITS[unit] // parts
+            if count <= 100 * parts:
+                return count * disk // (100 * parts)
         raise UsageError(
             f"{self.text!r} is not an amount of bytes",
             hint="Write a number and its unit, such as 500GB, 1.5TB or 200GiB, or a share of the disk, such as 80%.",

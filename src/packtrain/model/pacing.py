@@ -10,7 +10,16 @@ LOSS = 0.97  # a narrower one must give this much still
 HOLD = 8  # windows until the next try
 SHORTEST = 4 << 20  # bytes of a request, unless less is missing: one full chunk
 LONGEST = 128 << 20
+MEMORY = 64 << 20  # bytes in flight, at most
 REQUESTS = 32  # for all there is to fetch, about, unless that makes them too long
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a download: ``memory`` in bytes; ``bandwidth`` in bytes a second, None for what the wire gives."""
+
+    memory: int = MEMORY
+    bandwidth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

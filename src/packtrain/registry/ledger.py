@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
+from typing import TypeVar
 
 from packtrain.errors import AlreadyExists, Conflict, IntegrityError, NotFound, Unavailable
 from packtrain.model.ledger import Decide, Event, Log, event_key, timestamp
 from packtrain.ports import Clock, Store
 from packtrain.registry.memory import SeenLedgers
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _READERS = 16
 _ATTEMPTS = 200  # of one append, each lost to another writer: beyond that something is wrong
@@ -39,9 +42,8 @@ class LedgerRegistry:
 
     def names(self) -> list[str]:
         names = sorted({*self._store.children("ledger/"), *self._seen.names()})  # a ledger that is gone is missed
-        with ThreadPoolExecutor(_READERS) as pool:
-            logs = pool.map(self.read, names)
-            return [name for name, log in zip(names, logs, strict=True) if log.state.versions]
+        logs = _together(self.read, names)
+        return [name for name, log in zip(names, logs, strict=True) if log.state.versions]
 
     def known(self) -> list[str]:
         return sorted(self._seen.names())
@@ -129,9 +131,8 @@ class LedgerRegistry:
         prefix = f"ledger/{log.name}/"
         keys = {info.key for info in self._store.list(prefix)}
         count = max((n for key in keys if (n := _sequence(key.removeprefix(prefix)))), default=0)
-        with ThreadPoolExecutor(_READERS) as pool:
-            for data in pool.map(lambda n: self._event(log.name, n, count), range(1, count + 1)):
-                log.extend(data)
+        for data in _together(lambda n: self._event(log.name, n, count), range(1, count + 1)):
+            log.extend(data)
 
     def _event(self, name: str, sequence: int, count: int) -> bytes:
         try:
@@ -169,3 +170,11 @@ def _sequence(file_name: str) -> int:
     """The number of an event's file; 0 for a file that is none."""
     digits, _, suffix = file_name.partition(".")
     return int(digits) if len(digits) == 10 and digits.isascii() and digits.isdecimal() and suffix == "json" else 0
+
+
+def _together(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Of each, in their order, at the same time."""
+    from concurrent.futures import ThreadPoolExecutor  # a node that knows its ledgers reads no two at once
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(read, items)

@@ -15,7 +15,7 @@ from packtrain.errors import UsageError
 from packtrain.model.amount import size
 
 if TYPE_CHECKING:
-    from packtrain.flows.pull import Outlook
+    from packtrain.flows.fetch import Outlook
 
 
 @command(
