@@ -51,7 +51,7 @@ class Recorder:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_PUT = do_POST = do_GET = do_DELETE = answer  # noqa: N815
+            do_PUT = do_POST = do_GET = do_DELETE = do_CONNECT = answer  # noqa: N815
 
             def log_message(self, format: str, *args: object) -> None: ...
 
