@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -413,6 +414,52 @@ def test_the_cache_follows(full: House, models: Models) -> None:
     assert "llama/1" in gone.where
     assert not full.cache.holds(digest)
     assert list(full.cache.snapshots()) == [full.registry.read("llama").state.version(2).digest]
+
+
+def test_what_crashes_left_in_the_cache_goes(full: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eviction that was interrupted at once, a download when nobody continued it for three days."""
+
+    def cut_off(*_: object) -> NoReturn:
+        raise Unavailable("the store is away", hint="Try again.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(full.store, "read", cut_off)
+        with pytest.raises(Unavailable):
+            full.pull("llama/2")
+    (download,) = (full.home / "cache" / "partial").iterdir()
+    begun = full.clock.now().timestamp()
+    os.utime(download / "journal", (begun, begun))
+    evicted = full.home / "cache" / "trash" / "1" / "weights"
+    evicted.parent.mkdir(parents=True)
+    evicted.write_bytes(b"12345")
+
+    full.clock.sleep(2.9 * DAY)
+    assert what(gc(full, dry_run=True)) == ["trash"]
+    assert evicted.exists()
+    (gone,) = gc(full).garbage
+    assert gone.what == "trash" and gone.size >= 5
+    assert not evicted.exists() and download.exists()
+
+    full.clock.sleep(0.2 * DAY)
+    assert what(gc(full, dry_run=True)) == ["download"]
+    assert download.exists()
+    (gone,) = gc(full).garbage
+    assert "llama/2" in gone.where
+    assert not download.exists()
+    assert gc(full).garbage == ()
+
+
+def test_a_lease_of_a_pull_keeps_a_snapshot_while_it_lasts(full: House) -> None:
+    full.clock.sleep(30 * DAY)
+    full.pull("llama/1")
+    first = gc(full)
+    assert what(first) == ["version"]
+    assert [each.what for each in first.kept] == ["snapshot"]
+    full.clock.sleep(29 * 60)
+    assert what(gc(full)) == []
+    full.clock.sleep(2 * 60)
+    assert what(gc(full)) == ["snapshot"]
+    assert list(full.cache.snapshots()) == []
 
 
 def test_who_pulls_a_collected_version_is_told(full: House) -> None:
