@@ -5,18 +5,33 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from packtrain.testing.ports import free_port
 from tests.conftest import Models
 
 PROGRAM = Path(sys.executable).parent / "packtrain"
 TRACEBACK = re.compile(r"Traceback|File \".*\", line \d+|internal error")
+
+
+@dataclass
+class Engine:
+    """``models`` is what it answers for /v1/models; ``said`` what its stderr had, all of it when it has ended."""
+
+    process: subprocess.Popen[str]
+    models: Any = None
+    said: str = ""
 
 
 @dataclass
@@ -46,6 +61,37 @@ class Cli:
         for line in done.stderr.splitlines():
             assert json.loads(line)["event"] in ("begin", "progress", "end", "note", "error")
         return json.loads(done.stdout)
+
+    @contextmanager
+    def engine(self, *arguments: str | Path, vllm: Path, stop: signal.Signals = signal.SIGTERM) -> Iterator[Engine]:
+        """`packtrain serve` or `run`, from when its engine answers until it is told to end, and does so in peace."""
+        port = free_port()
+        process = subprocess.Popen(
+            self.command(*arguments, "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        engine = Engine(process)
+        try:
+            engine.models = _ask_when_ready(f"http://127.0.0.1:{port}/v1/models", process)
+            yield engine
+        finally:
+            process.send_signal(stop)
+            engine.said += process.communicate(timeout=300)[1]
+        assert process.returncode == 0, engine.said
+
+
+def _ask_when_ready(url: str, process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                return json.load(reply)
+        except OSError:
+            time.sleep(0.05)
+    return pytest.fail(f"no answer; the command ended with {process.poll()}")
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -10,17 +10,13 @@ import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import threading
-import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from packtrain.testing.ports import free_port
 from packtrain.testing.stub_vllm import write_executable
 from packtrain.testing.tinymodels import write_base
 from tests.conftest import Models
@@ -295,27 +291,14 @@ def test_documents_of_the_cache_are_as_documented(cli: Cli, models: Models) -> N
 def test_the_cache_keeps_what_an_engine_uses(cli: Cli, models: Models, tmp_path: Path) -> None:
     cli.run("publish", models.first, "--name", "llama")
     cli.run("publish", models.second, "--name", "llama")
-    port = free_port()
-    vllm = write_executable(tmp_path / "vllm")
-    engine = subprocess.Popen(
-        cli.command("run", "llama/1", "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"),
-        env=cli.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _ask_when_ready(f"http://127.0.0.1:{port}/v1/models", engine)
+    with cli.engine("run", "llama/1", vllm=write_executable(tmp_path / "vllm")) as engine:
         assert re.search(r"llama/1 .* verified, in use by .*\d", cli.out("cache", "ls"))
         [snapshot] = cli.json("cache", "ls")["snapshots"]
-        assert snapshot["in_use"] and any(f"({engine.pid})" in user for user in snapshot["users"])
+        assert snapshot["in_use"] and any(f"({engine.process.pid})" in user for user in snapshot["users"])
         refused = cli.run("cache", "rm", "llama/1", code=3)
         assert refused.stderr.startswith("error: llama/1 stays in the cache: in use by ")
         full = cli.run("pull", "llama/2", "--cache-quota", "1300kB", code=8)
         assert "does not fit" in full.stderr and "stays: in use by" in full.stderr
-    finally:
-        engine.send_signal(signal.SIGTERM)
-        engine.communicate(timeout=300)
     cli.run("pull", "llama/2", "--cache-quota", "1300kB")
     assert [each["versions"] for each in cli.json("cache", "ls")["snapshots"]] == [["llama/2"]]
     assert cli.out("cache", "unpin", "llama/2") == "llama/2 is no longer pinned\n"
@@ -448,50 +431,24 @@ def test_in_place_is_a_setting_and_a_flag(published: Cli) -> None:
 def test_an_engine_serves_the_version(
     published: Cli, tmp_path: Path, command: str, stop: signal.Signals, how: str
 ) -> None:
-    port = free_port()
+    opened = published.home / ("store/models/llama" if how == "--in-place" else "cache/snapshots")
     vllm = write_executable(tmp_path / "vllm")
-    process = subprocess.Popen(
-        published.command(
-            command, "llama@production", how, "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"
-        ),
-        env=published.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        answer = _ask_when_ready(f"http://127.0.0.1:{port}/v1/models", process)
-        assert [model["id"] for model in answer["data"]] == ["llama"]
-        assert process.stderr is not None
-        said = ""
-        while command == "serve" and " ready: version=2 " not in said:
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        opened = published.home / ("store/models/llama" if how == "--in-place" else "cache/snapshots")
-        assert (process.pid in _lease_holders(published)) == (how == "--in-place")
-    finally:
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    said += errors
+    with published.engine(command, "llama@production", how, vllm=vllm, stop=stop) as engine:
+        assert [model["id"] for model in engine.models["data"]] == ["llama"]
+        assert engine.process.stderr is not None
+        while command == "serve" and " ready: version=2 " not in engine.said:
+            line = engine.process.stderr.readline()
+            assert line, engine.said
+            engine.said += line
+        pid = engine.process.pid
+        assert (pid in _lease_holders(published)) == (how == "--in-place")
+    said = engine.said
     assert f" from {opened}/" in said
     assert "serving llama/2 (sha256:" in said
     assert ("not checked" in said) == (how == "--in-place")
-    assert (process.pid in _lease_holders(published)) == (how == "--in-place" and command == "run")
+    assert (pid in _lease_holders(published)) == (how == "--in-place" and command == "run")
 
 
 def _lease_holders(cli: Cli) -> set[int]:
     leases = (cli.home / "store/leases").rglob("*.json")
     return {json.loads(lease.read_bytes())["holder"]["pid"] for lease in leases}
-
-
-def _ask_when_ready(url: str, process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + 3000
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as reply:
-                return json.load(reply)
-        except OSError:
-            time.sleep(0.05)
-    return pytest.fail(f"no answer; the command ended with {process.poll()}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
 import uuid
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from packtrain.testing.stub_vllm import write_executable
 from tests.conftest import Models
 from tests.programs.conftest import Cli, environment
 from tests.programs.test_adopting import QUICK, put
-from tests.programs.test_commands import _ask_when_ready, free_port
 
 
 def on_gcs(home: Path, url: str, who: dict[str, str]) -> Cli:
@@ -47,22 +44,8 @@ def test_the_way_of_a_model(tmp_path: Path, models: Models, gcs_environment: Gcs
     assert (pulled / "config.json").read_bytes() == (models.first / "config.json").read_bytes()
     address = node.out("url", "llama@production").strip()
     assert open_store(address).get("config.json") == (models.first / "config.json").read_bytes()
-    port = free_port()
-    vllm = write_executable(tmp_path / "vllm")
-    serving = subprocess.Popen(
-        node.command("serve", "llama@production", "--vllm", vllm, "--", "--port", str(port), "--host", "127.0.0.1"),
-        env=node.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        answer = _ask_when_ready(f"http://127.0.0.1:{port}/v1/models", serving)
-        assert [model["id"] for model in answer["data"]] == ["llama"]
-    finally:
-        serving.send_signal(signal.SIGTERM)
-        _, said = serving.communicate(timeout=300)
-    assert serving.returncode == 0, said
+    with node.engine("serve", "llama@production", vllm=write_executable(tmp_path / "vllm")) as engine:
+        assert [model["id"] for model in engine.models["data"]] == ["llama"]
 
     # adopt what lies in the bucket, copied there by the server; watch a folder
     put(f"{url}/team/v1", models.first)
@@ -93,8 +76,17 @@ def test_the_doctor(tmp_path: Path, gcs_environment: GcsServer) -> None:
         (check["about"], check["level"])
         for check in on_gcs(tmp_path / "owner", url, gcs_environment.environment).json("doctor")
     }
-    steps = ("credentials", "store", "reading", "writing", "conditional writes", "deleting", "clock", "ledgers")
-    assert {(step, "ok") for step in steps} <= checks
+    steps = (
+        "credentials",
+        "store",
+        "reading",
+        "writing",
+        "conditional writes",
+        "uploads by parts",
+        "deleting",
+        "clock",
+    )
+    assert {(step, "ok") for step in (*steps, "ledgers")} <= checks
 
     reader = on_gcs(tmp_path / "reader", url, gcs_environment.reader_environment).run("doctor").stdout
     assert "warning  writing" in reader and "only pulls and serves needs no more" in reader
