@@ -2,6 +2,9 @@
 
 SHA-256 names a file, BLAKE3 checks a chunk, and CRC-32 is what stores check (`packtrain.ports.Multipart`); that of a
 chunk is kept for as long as the publish takes, and combined into those of parts and objects.
+
+SHA-256 takes as long as the other two, and has no parts that could be computed apart. Where there are fewer files than
+processors it is computed beside them, so that one huge file keeps two busy.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -90,29 +94,35 @@ def checked_run(file: NewFile, run: Run, advance: Callable[[int], None], halt: H
 
 def _hash_all(files: Sequence[NewFile], reporter: Reporter, *, checks: bool) -> Hashed:
     reporter.begin("hashing", sum(file.source.size for file in files))
+    threads = min(os.cpu_count() or 1, 16)
+    idle = threads - sum(file.source.size > _PIECE for file in files)
     try:
         largest_first = sorted(range(len(files)), key=lambda i: -files[i].source.size)
-        found = run_all(
-            lambda i, halt: (i, _hash(files[i], checks, reporter, halt)),
-            largest_first,
-            threads=min(os.cpu_count() or 1, 16),
-            name="hash",
-        )
+        with ThreadPoolExecutor(threads, thread_name_prefix="sha256") as pool:
+            beside = pool if idle > 0 else None
+            found = run_all(
+                lambda i, halt: (i, _hash(files[i], checks, beside, reporter, halt)),
+                largest_first,
+                threads=threads,
+                name="hash",
+            )
     finally:
         reporter.end()
     entries = [entry for _, (entry, _) in sorted(found, key=lambda each: each[0])]
     return Hashed(entries, {entry.path: crc32s for _, (entry, crc32s) in found})
 
 
-def _hash(file: NewFile, checks: bool, reporter: Reporter, halt: Halt) -> tuple[FileEntry, Sequence[int]]:
-    """``checks``: whether checksums are wanted; else there are none."""
+def _hash(
+    file: NewFile, checks: bool, beside: Executor | None, reporter: Reporter, halt: Halt
+) -> tuple[FileEntry, Sequence[int]]:
+    """``checks``: whether checksums are wanted; else there are none. ``beside``: who computes SHA-256; None: we do."""
     size = file.source.size
     lengths = cut(size, _header(file))
     sha256, chunks = hashlib.sha256(), list[Chunk]()
     crc32s, crc32 = list[int](), 0
-    for part, digest in _cut(file.source.read(0, size, _buffer(_PIECE)), lengths):
+    pieces = _given_to(sha256.update, beside, file.source.read(0, size, _buffer(_PIECE)))
+    for part, digest in _cut(pieces, lengths):
         halt.check()
-        sha256.update(part)
         crc32 = zlib.crc32(part, crc32) if checks else 0
         if digest is not None:
             chunks.append(Chunk(lengths[len(chunks)], digest))
@@ -139,6 +149,21 @@ def _header(file: NewFile) -> Header | None:
 
 def _range(file: NewFile, length: int) -> bytes:
     return b"".join(bytes(piece) for piece in file.source.read(0, length, _buffer(_PIECE)))
+
+
+def _given_to(
+    update: Callable[[memoryview], None], beside: Executor | None, pieces: Iterable[memoryview]
+) -> Iterator[memoryview]:
+    """The pieces, each given to ``update`` as well: here, or in another thread, which is done with it before the next
+    one takes its place."""
+    for piece in pieces:
+        if beside is None:
+            update(piece)
+            yield piece
+        else:
+            updated = beside.submit(update, piece)
+            yield piece
+            updated.result()
 
 
 def _cut(pieces: Iterable[memoryview], lengths: Iterable[int]) -> Iterator[tuple[memoryview, str | None]]:
