@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 
-from packtrain.client import Silent
-from packtrain.errors import PacktrainError
-from packtrain.flows.mirroring import Entry, MirroringRegistry
-from packtrain.flows.publish import Request, publish
-from packtrain.model.digest import Digest
-from packtrain.model.ledger import Draft, State
-from packtrain.model.manifest import Manifest
-from packtrain.ports import Registry, Store
 from packtrain.registry import mlflow as mlflow_api
-from packtrain.registry.ledger import LedgerRegistry
-from packtrain.registry.memory import SeenLedgers
-from packtrain.registry.mlflow import Mlflow
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.fake_mlflow import Fake
-from packtrain.testing.faults import Fault, FaultyStore, Killed
+from packtrain.testing.faults import Fault, FaultyStore
 from packtrain.testing.memory_store import MemoryStore
 from packtrain.testing.mlflow_servers import MlflowServer
-from packtrain.wiring import SystemClock
 from tests.conftest import Models
+from tests.flows.writers import Writer, attempt, forget, require_whole
 from tests.model.examples import MERGED
 
 WRITERS = 30
@@ -50,51 +35,6 @@ def url(request: pytest.FixtureRequest) -> str:
     found: str = request.getfixturevalue(request.param).url
     forget(found)
     return found
-
-
-def forget(url: str) -> None:
-    client = Mlflow(url, environ={})
-    for name, _ in list(client.models()):
-        client.delete_model(name)
-
-
-@dataclass
-class Writer:
-    """A machine of its own."""
-
-    store: Store
-    home: Path
-    url: str
-    actor: str
-    clock: SystemClock | FakeClock = field(default_factory=SystemClock)
-    told: list[tuple[int, object]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.client = Mlflow(self.url, environ={})
-        self.ledger = LedgerRegistry(
-            self.store, SeenLedgers(self.home), actor=self.actor, clock=self.clock, nonce=lambda: uuid.uuid4().hex
-        )
-        self.registry: Registry = MirroringRegistry(
-            self.ledger, self.client, self.store, Silent(), self.clock, lambda state, intent: Entry()
-        )
-
-    def publish(self, manifest: Manifest) -> None:
-        publish_id = uuid.uuid4().hex
-        digest = manifest.digest
-        self.registry.change("m", lambda s: s.begin_publish(digest, publish_id, "2030-01-01T00:00:00.000Z"))
-        _, event = self.registry.change(
-            "m", lambda s: s.create_version(manifest, digest, publish_id, code=False, base=None, force=True)
-        )
-        assert event is not None
-        self.told.append((event.sequence, event.details["version"]))
-
-    def promote(self) -> None:
-        def decide(state: State) -> Draft | None:
-            return state.promote("production", random.choice(list(state.versions)), reason=self.actor)
-
-        _, event = self.registry.change("m", decide)
-        if event is not None:
-            self.told.append((event.sequence, (event.details["from"], event.details["to"])))
 
 
 def test_thirty_writers_publish_and_promote(url: str, tmp_path: Path) -> None:
@@ -162,9 +102,9 @@ def test_mlflow_dies_at_every_request_of_publish_and_promote(
         writer = Writer(store, tmp_path / f"{dies_at}", url, "ada", FakeClock())
         transport = Cutting(dies_at, answers_lost)
         writer.client.__dict__["_http"] = httpx.Client(base_url=url, transport=transport)
-        _attempt(writer, models.first)
+        attempt(writer, models.first)
         writer.client.__dict__["_http"].close()
-        _require_whole(store, tmp_path / f"{dies_at}-next", url, models.first)
+        require_whole(store, tmp_path / f"{dies_at}-next", url, models.first)
         if transport.left >= 0:
             break
     assert dies_at > 8
@@ -179,8 +119,8 @@ def test_the_bucket_or_the_publisher_dies_at_every_call_of_publish_and_promote(
         fake.models.clear()
         store = MemoryStore(f"store-{dies_at}")
         faulty = FaultyStore(store, dict.fromkeys(range(dies_at, 1000), fault))
-        _attempt(Writer(faulty, tmp_path / f"{dies_at}", fake.url, "ada", FakeClock()), models.first)
-        _require_whole(store, tmp_path / f"{dies_at}-next", fake.url, models.first)
+        attempt(Writer(faulty, tmp_path / f"{dies_at}", fake.url, "ada", FakeClock()), models.first)
+        require_whole(store, tmp_path / f"{dies_at}-next", fake.url, models.first)
         if faulty.calls <= dies_at:
             break
     assert 30 < dies_at < 297
@@ -226,34 +166,3 @@ def test_mlflow_and_its_database_are_killed_while_people_promote(
     said = {event.sequence: event for event in referee.ledger.audit("m").events}
     for writer in writers:
         assert all(said[sequence].actor == writer.actor for sequence, _ in writer.told)
-
-
-def _attempt(writer: Writer, directory: Path) -> None:
-    """Publishes and promotes, as far as it goes."""
-    request = Request(directory=directory, name="m", alias="production")
-    with suppress(PacktrainError, Killed):
-        publish(writer.store, writer.registry, request, reporter=Silent(), clock=writer.clock)
-
-
-def _require_whole(store: MemoryStore, home: Path, url: str, directory: Path) -> None:
-    """Whoever comes next finds no version without bytes, and no alias without its event; and can go on."""
-    other = Writer(store, home, url, "bob", FakeClock())
-    other.clock.sleep(60)
-    state = other.registry.read("m").state
-    shown = other.client.model("m")
-    numbers = [version.number for version in other.client.versions("m")]
-    assert sorted(state.versions) == numbers
-    for version in state.versions.values():
-        assert Digest.of(store.get(f"{version.prefix}packtrain.json")) == version.digest
-    if state.mirror.created is not None:
-        assert shown is not None
-        assert shown.aliases == state.aliases
-    assert not state.mirror.unsettled
-    assert not state.mirror.intents
-    request = Request(directory=directory, name="m", alias="production")
-    done = publish(store, other.registry, request, reporter=Silent(), clock=other.clock)
-    assert done.version is not None
-    shown = other.client.model("m")
-    assert shown is not None
-    assert shown.aliases == {"production": done.version.number}
-    assert [version.number for version in other.client.versions("m")] == [done.version.number]

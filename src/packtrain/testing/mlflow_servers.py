@@ -11,18 +11,16 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from packtrain.errors import NotFound, Unavailable
 from packtrain.testing.ports import free_port
-from packtrain.testing.servers import stop
+from packtrain.testing.servers import Process
 
-START_TIMEOUT = 180.0  # seconds; a fresh database takes 16 on an idle machine
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -38,45 +36,6 @@ WEBHOOKS = {
 INSTALL = "In a checkout: python tools/engines.py mlflow. Elsewhere: pip install 'packtrain[local]'."
 _NOBODY = 65534  # PostgreSQL refuses to run as root
 _PLAIN = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-
-
-@dataclass
-class Process:
-    """A server that can be killed and started again. Its output is appended to ``log``."""
-
-    command: list[str]
-    log: Path
-    environment: Mapping[str, str]
-    ready: Callable[[], bool]
-    user: int | None = None
-    _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    def start(self) -> None:
-        """Returns when it answers. Raises Unavailable if it does not."""
-        with self.log.open("ab") as log:
-            self._running = subprocess.Popen(
-                self.command, cwd=self.log.parent, env=dict(self.environment), user=self.user, group=self.user,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                extra_groups=None if self.user is None else [],
-            )  # fmt: skip
-        deadline = time.monotonic() + START_TIMEOUT
-        while self._running.poll() is None and time.monotonic() < deadline:
-            if self.ready():
-                return
-            time.sleep(0.1)
-        self.kill()
-        tail = self.log.read_text(errors="replace")[-3000:]
-        raise Unavailable(f"{Path(self.command[0]).name} did not start:\n{tail}", hint=f"Its log is {self.log}.")
-
-    @property
-    def alive(self) -> bool:
-        return self._running is not None and self._running.poll() is None
-
-    def kill(self) -> None:
-        """Ends it and all that it started, at once."""
-        if self._running is not None:
-            stop(self._running)
-            self._running = None
 
 
 @dataclass(frozen=True)

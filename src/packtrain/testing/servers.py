@@ -12,9 +12,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,8 +26,47 @@ from packtrain.errors import NotFound, Unavailable
 from packtrain.testing.ports import free_ports
 
 GRPC_OFFSET = 10_000  # weed serves gRPC on each of its ports plus this
-START_TIMEOUT = 180.0  # seconds
+START_TIMEOUT = 180.0  # seconds; MLflow with a fresh database takes 16 on an idle machine
 REGION = "us-east-1"
+
+
+@dataclass
+class Process:
+    """A server that can be killed and started again. Its output is appended to ``log``."""
+
+    command: list[str]
+    log: Path
+    environment: Mapping[str, str]
+    ready: Callable[[], bool]
+    user: int | None = None
+    _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Returns when it is ready. Raises Unavailable if it does not get there."""
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(
+                self.command, cwd=self.log.parent, env=dict(self.environment), user=self.user, group=self.user,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                extra_groups=None if self.user is None else [],
+            )  # fmt: skip
+        deadline = time.monotonic() + START_TIMEOUT
+        while self._running.poll() is None and time.monotonic() < deadline:
+            if self.ready():
+                return
+            time.sleep(0.1)
+        self.kill()
+        tail = self.log.read_text(errors="replace")[-3000:]
+        raise Unavailable(f"{Path(self.command[0]).name} did not start:\n{tail}", hint=f"Its log is {self.log}.")
+
+    @property
+    def alive(self) -> bool:
+        return self._running is not None and self._running.poll() is None
+
+    def kill(self) -> None:
+        """Ends it and all that it started, at once."""
+        if self._running is not None:
+            stop(self._running)
+            self._running = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +83,7 @@ class S3Server:
     reader_access_key: str = ""
     reader_secret_key: str = ""
     secure_endpoint: str = ""
+    process: Process | None = None
 
     @property
     def url(self) -> str:
@@ -87,7 +127,6 @@ def seaweedfs(directory: Path, *, certificate: tuple[Path, Path] | None = None) 
     config.write_text(json.dumps({"identities": identities}))
     data = directory / "data"
     data.mkdir(exist_ok=True)
-    log_path = directory / "weed.log"
     command = [
         weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-master.port={master}", "-master.peers=none", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
@@ -97,16 +136,13 @@ def seaweedfs(directory: Path, *, certificate: tuple[Path, Path] | None = None) 
     if certificate is not None:
         command += [f"-s3.port.https={secure}", f"-s3.cert.file={certificate[0]}", f"-s3.key.file={certificate[1]}"]
     secure_endpoint = f"https://127.0.0.1:{secure}" if certificate else ""
-    server = S3Server(f"http://127.0.0.1:{s3}", *writer, "packtrain", *reader, secure_endpoint)
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+    process = Process(command, directory / "weed.log", os.environ, lambda: _takes_objects(server))
+    server = S3Server(f"http://127.0.0.1:{s3}", *writer, "packtrain", *reader, secure_endpoint, process)
     try:
-        _create_bucket(server, process, log_path)
+        process.start()
         yield server
     finally:
-        stop(process)
+        process.kill()
 
 
 def _secret_of(config: Path, identity: int) -> str:
@@ -116,8 +152,8 @@ def _secret_of(config: Path, identity: int) -> str:
     return str(json.loads(config.read_text())["identities"][identity]["credentials"][0]["secretKey"])
 
 
-def _create_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Creates the bucket as soon as the server can, and returns when it takes objects."""
+def _takes_objects(server: S3Server) -> bool:
+    """Whether it does by now. Creates the bucket as soon as that is possible."""
     store = S3Store(
         server.bucket,
         endpoint=server.endpoint,
@@ -127,25 +163,21 @@ def _create_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path
         client_options={"allow_http": True, "timeout": timedelta(seconds=5)},
         retry_config={"max_retries": 0},
     )
-    deadline = time.monotonic() + START_TIMEOUT
-    while process.poll() is None and time.monotonic() < deadline:
-        # obstore has no call for it, but CreateBucket is a signed PUT of the bucket's own path.
-        request = urllib.request.Request(  # noqa: S310 - our own server, on loopback
-            obstore.sign(store, "PUT", "", timedelta(minutes=5)), method="PUT"
-        )
-        with suppress(OSError, GenericError):  # not listening yet, or no volume server to write to yet
-            with suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=5):  # noqa: S310
-                pass  # 409 when an earlier round made it
-            obstore.put(store, ".ready", b"ready")
-            obstore.delete(store, ".ready")
-            return
-        time.sleep(0.05)
-    tail = log.read_text(errors="replace")[-2000:]
-    raise Unavailable(f"SeaweedFS did not start within {START_TIMEOUT:.0f} s:\n{tail}", hint=f"Its log is {log}.")
+    # obstore has no call for it, but CreateBucket is a signed PUT of the bucket's own path.
+    request = urllib.request.Request(  # noqa: S310 - our own server, on loopback
+        obstore.sign(store, "PUT", "", timedelta(minutes=5)), method="PUT"
+    )
+    with suppress(OSError, GenericError):  # not listening yet, or no volume server to write to yet
+        with suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=5):  # noqa: S310
+            pass  # 409 when an earlier round made it
+        obstore.put(store, ".ready", b"ready")
+        obstore.delete(store, ".ready")
+        return True
+    return False
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server's own process group, at once: nobody wants what it holds, and it takes 10 s to say goodbye."""
+    """Ends the server's own process group, at once: nobody wants what it holds, and it may take long to say goodbye."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
