@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
 
@@ -436,6 +437,25 @@ def test_a_ledger_begins_to_be_shown_with_its_next_version(
     assert house.state.aliases == house.shown == {"production": 2}
     with pytest.raises(UsageError, match="MLflow numbers the versions"):
         alone.publish(models.adapter)
+
+
+def test_the_ledger_wins_over_an_mlflow_that_was_restored_from_a_backup(
+    mirrored: Callable[..., Mirrored], house: Mirrored, models: Models, fake: Fake
+) -> None:
+    """Its aliases are old, and it lacks versions: `register`, before anything else looks at it, shows it the ledger."""
+    house.publish(models.first, alias="production")
+    backup = deepcopy(fake.models)
+    house.publish(models.second, alias="production")
+    house.move("llama/2", "candidate")
+    fake.models = backup
+    assert house.shown == {"production": 1}
+    assert register(mirrored("admin").registry, "llama").aliases == {"production": 2, "candidate": 2}
+    assert house.shown == house.state.aliases == {"production": 2, "candidate": 2}
+    assert list(fake.models["llama"].versions) == list(house.state.versions) == [1, 2]
+    assert "alias.adopted" not in house.history()
+    events = len(house.ledger.audit("llama").events)
+    register(mirrored("admin").registry, "llama")
+    assert len(house.ledger.audit("llama").events) == events, "there is nothing to be done twice"
 
 
 def test_there_must_be_something_to_register(house: Mirrored, make_house: Callable[..., House]) -> None:

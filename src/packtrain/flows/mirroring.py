@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from packtrain.errors import Conflict, IntegrityError, NotFound, PacktrainError, Refused, Unavailable, UsageError
@@ -136,7 +136,8 @@ class MirroringRegistry:
 
     def register(self, name: str) -> Log:
         """Makes the model that MLflow has under this name, or a new one, the one that shows the ledger: with all its
-        versions, under their numbers, and aliases. Raises Refused if that model has other versions."""
+        versions, under their numbers, and aliases. Where it shows something else (MLflow's database is an older one),
+        the ledger wins. Raises Refused if that model has other versions."""
         log = self._inner.read(name)
         if (shown := self._mlflow.model(name)) is None:
             self._mlflow.create_model(name, "")
@@ -151,6 +152,9 @@ class MirroringRegistry:
             return None if state.mirror.created == created else Draft("mirror.bound", {"created": created})
 
         log, _ = self._inner.change(name, bind)
+        for drift in drifts(log.state, shown, timestamp(self._clock.now() - LATE)):
+            if drift.ledger is not None:
+                log = self._deal_with(log, replace(drift, becomes="restored"), log.state)
         log, trouble = self._tend(log)
         if trouble is not None:
             raise trouble
@@ -395,7 +399,7 @@ def register(registry: Registry, name: str) -> State:
             "the registry is the store itself, so there is nowhere to register what is in it",
             hint="Name an MLflow server: --registry http://mlflow.example.com:5000",
         )
-    if not registry.read(check_name(name)).state.versions:
+    if not registry.audit(check_name(name)).state.versions:  # a read would follow what MLflow shows
         raise NotFound(f"there is no registered model {name}", hint="packtrain models lists what exists.")
     return registry.register(name).state
 
