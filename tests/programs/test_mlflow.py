@@ -49,6 +49,26 @@ def test_the_straight_line(cli: Cli, fake: Fake, models: Models) -> None:
     assert fake.models["llama"].aliases == {"production": 1}
 
 
+def test_lineage_and_compare_lead_to_the_training_in_mlflow(cli: Cli, fake: Fake, models: Models) -> None:
+    """Its page, metrics, curves, datasets and artifacts; a version of which no training is known has none."""
+    cli.run("publish", models.adapter, "--name", "tone")
+    cli.run("publish", models.base, "--name", "llama")
+    mlflow, (run_id,) = Mlflow(fake.url, environ={}), fake.runs
+    run = mlflow.run(run_id)
+    page = mlflow.page(run)
+    told = cli.json("lineage", "tone")[0]["run"]
+    assert (told["id"], told["url"], told["status"]) == (run_id, page, "FINISHED")
+    assert told["curves"]["loss"] == [[10, 0.5]]
+    assert told["metrics"] == run.metrics
+    assert told["artifacts"] == ["loss.svg"]
+    text = cli.out("lineage", "tone")
+    assert f"{page} (finished)" in text
+    assert "loss in 1 point" in text
+    assert cli.json("lineage", "llama")[0]["run"] is None
+    assert [each and each["id"] for each in cli.json("compare", "llama", "tone")["runs"]] == [None, run_id]
+    assert page in cli.out("compare", "llama", "tone")
+
+
 @pytest.mark.slow
 def test_without_mlflow_what_needs_it_says_so_and_the_rest_goes_on(cli: Cli, fake: Fake, models: Models) -> None:
     cli.run("publish", models.first, "--name", "llama", "--alias", "production")
