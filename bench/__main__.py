@@ -17,7 +17,18 @@ from pathlib import Path
 
 from bench import results, tools
 from bench.bench import Bench
-from bench.cases import cached, cold_pull, directory, links, manifests, memory, publish, second_version, serving
+from bench.cases import (
+    cached,
+    cold_pull,
+    directory,
+    links,
+    manifests,
+    memory,
+    publish,
+    registry,
+    second_version,
+    serving,
+)
 from bench.measure import pin_to_server_side
 from bench.page import write_page
 from bench.results import Outcome
@@ -32,6 +43,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "memory": memory.run,
     "publish": publish.run,
     "serving": serving.run,
+    "registry": registry.run,
 }
 KEPT = tools.ROOT / "docs" / "performance.json"
 
