@@ -48,6 +48,7 @@ class Keeper:
         self._clock = clock
         self._healthy, self._sick, self._gone = healthy, sick, gone
         self._stopping = self._killing = False
+        self._killed = ""  # why, if we did
         self._ending = Lock()  # of the pipe
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._process: subprocess.Popen[bytes] = spawn(launch, executable, keep_fds)
@@ -80,7 +81,7 @@ class Keeper:
                 os.close(self._wake_reader)
                 os.close(self._wake_writer)
                 self._wake_writer = -1
-            self._gone(how_it_ended(self._process.returncode))
+            self._gone(how_it_ended(self._process.returncode, self._killed))
 
     def _watch(self) -> None:
         """Returns when the leader has ended."""
@@ -100,6 +101,8 @@ class Keeper:
                         deadline = now + self._grace
                 if self._stopping:
                     if self._killing or now >= deadline:
+                        late = f"it did not end within {self._grace:.0f} s of SIGTERM"
+                        self._killed = "it was not waited for" if self._killing else late
                         os.killpg(self._process.pid, signal.SIGKILL)
                     continue
                 if is_healthy(self.endpoint, PATIENCE if ready else POLL):

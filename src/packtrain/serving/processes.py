@@ -78,11 +78,13 @@ def _reap(group: int) -> bool:
     return False
 
 
-def how_it_ended(returncode: int) -> str:
+def how_it_ended(returncode: int, killed: str = "") -> str:
+    """In words. ``killed``: why we killed it, if we did."""
     if returncode >= 0:
         return f"ended with exit code {returncode}"
-    cause = ", as the kernel does when memory runs out" if returncode == -signal.SIGKILL else ""
-    return f"was ended by {signal.Signals(-returncode).name}{cause}"
+    if returncode == -signal.SIGKILL:
+        return f"was killed: {killed}" if killed else "was ended by SIGKILL, as the kernel does when memory runs out"
+    return f"was ended by {signal.Signals(-returncode).name}"
 
 
 @contextmanager
