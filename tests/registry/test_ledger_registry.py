@@ -12,6 +12,7 @@ from packtrain.errors import AlreadyExists, Conflict, IntegrityError, Unavailabl
 from packtrain.model.ledger import Draft, Event, State
 from packtrain.ports import ObjectInfo
 from packtrain.registry.ledger import LedgerRegistry
+from packtrain.storage.directory import DirectoryStore
 from packtrain.testing.faults import Fault, FaultyStore, Killed
 from packtrain.testing.memory_store import MemoryStore
 from tests.registry.machines import events, machine, promoting, publish, put
@@ -51,6 +52,34 @@ def fail(*args: object) -> None:
 
 def promotions(store: MemoryStore) -> int:
     return len(events(store)) - 4
+
+
+# A share that is not mounted
+
+
+@pytest.mark.parametrize("left", ["an empty folder", "nothing"])
+def test_a_share_that_is_not_mounted_is_not_a_truncated_ledger(tmp_path: Path, left: str) -> None:
+    share = tmp_path / "share"
+    registry = machine(DirectoryStore(share), tmp_path / "seen")
+    publish(registry)
+    share.rename(tmp_path / "elsewhere")
+    if left == "an empty folder":
+        share.mkdir()
+    asks: list[Callable[[], object]] = [
+        lambda: registry.read("m"),
+        lambda: registry.audit("m"),
+        lambda: registry.change("m", promoting(1)),
+        registry.names,
+    ]
+    for ask in asks:
+        with pytest.raises(Unavailable, match="the store is not there: ") as caught:
+            ask()
+        assert "Mount the share" in caught.value.hint
+    assert not share.exists() or not any(share.iterdir())  # nothing was written below the mount
+    if share.exists():
+        share.rmdir()
+    (tmp_path / "elsewhere").rename(share)
+    assert len(registry.read("m").events) == 2
 
 
 # Lost answers

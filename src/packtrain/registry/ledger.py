@@ -149,6 +149,7 @@ class LedgerRegistry:
         try:
             data = self._store.get(event_key(log.name, len(log.events)))
         except NotFound:
+            self._require_store()
             raise IntegrityError(
                 f"the ledger of {log.name} was truncated: {what} is gone",
                 hint=self._remedy(log.name),
@@ -158,6 +159,18 @@ class LedgerRegistry:
                 f"the ledger of {log.name} was rewritten: {what} is now another",
                 hint=self._remedy(log.name),
             )
+
+    def _require_store(self) -> None:
+        """A share that is not mounted leaves an empty folder, or none. A store that is there has at least the folder of
+        unfinished files, even when all its objects are gone."""
+        directory = self._store.directory
+        if directory is None or (directory.is_dir() and any(directory.iterdir())):
+            return
+        raise Unavailable(
+            f"the store is not there: {directory} is {'empty' if directory.is_dir() else 'missing'}",
+            hint="Mount the share. If the store was started anew on purpose, remove what this machine has seen of it: "
+            f"{self._seen.directory}.",
+        )
 
     def _remedy(self, name: str) -> str:
         return (

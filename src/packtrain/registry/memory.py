@@ -28,17 +28,17 @@ class SeenLedgers:
     """A directory of seen events. An unusable directory is no error: then nothing is remembered."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
 
     def names(self) -> list[str]:
         """The registered models of which something was seen."""
         try:
-            return [path.stem for path in self._directory.glob("*.events")]
+            return [path.stem for path in self.directory.glob("*.events")]
         except OSError:
             return []
 
     def path(self, name: str) -> Path:
-        return self._directory / f"{name}.events"
+        return self.directory / f"{name}.events"
 
     def load(self, name: str) -> Log:
         """The log as it was last seen; empty if it never was."""
@@ -74,7 +74,7 @@ class SeenLedgers:
 
     @contextmanager
     def _exclusive(self, name: str) -> Iterator[BinaryIO]:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
