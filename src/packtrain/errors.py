@@ -55,9 +55,10 @@ class Refused(PacktrainError):
 
 
 class PreflightRefused(Refused):
-    """A directory that must not be published. ``findings`` are all of them, refusals and warnings."""
+    """A directory that must not be published or served. ``findings`` are all of them, refusals and warnings, where the
+    whole of it was looked at."""
 
-    def __init__(self, message: str, *, findings: Sequence[Finding], hint: str = "") -> None:
+    def __init__(self, message: str, *, findings: Sequence[Finding] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.findings = tuple(findings)
 

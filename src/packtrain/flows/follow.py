@@ -22,8 +22,8 @@ from typing import Any
 
 import structlog
 
-from packtrain.errors import LocalDiskError, PacktrainError, Refused, Unavailable, UsageError
-from packtrain.flows.following import Abandoned, Blind, Held, Progress, Watcher, fetch
+from packtrain.errors import LocalDiskError, PacktrainError, Unavailable, UsageError
+from packtrain.flows.following import Abandoned, Blind, Held, Progress, Unservable, Watcher, fetch
 from packtrain.flows.serve import Supply
 from packtrain.flows.waking import Waiting
 from packtrain.model.digest import Digest
@@ -321,7 +321,7 @@ class _Supervisor:
             held = fetch(self._registry, self._supply(progress), version, self._arguments, progress)
         except Abandoned:
             self._tell(self._not_fetched, target, "it is not wanted any more", True)
-        except Refused as error:
+        except Unservable as error:
             self._tell(self._refused, target, str(error))
         except PacktrainError as error:
             self._tell(self._not_fetched, target, str(error), False)

@@ -30,6 +30,11 @@ class Abandoned(Exception):
     """Nobody wants any more what is being fetched."""
 
 
+class Unservable(Exception):
+    """The version itself is at fault, and will be when it is tried again. A store that refuses (expired credentials)
+    says nothing about the version."""
+
+
 class Progress:
     """A `Reporter` whose notes are log lines, and which says how far a download is. ``abandon`` ends the download."""
 
@@ -73,7 +78,7 @@ class Held:
 
 
 def fetch(registry: Registry, supply: Supply, version: ModelVersion, arguments: Arguments, progress: Progress) -> Held:
-    """Brings a version and its base here. Raises PacktrainError, Abandoned."""
+    """Brings a version and its base here. Raises Unservable, Abandoned, and PacktrainError for what is tried again."""
     supply.__enter__()
     try:
         launch = prepare(registry, supply, version, arguments, progress)
@@ -82,8 +87,10 @@ def fetch(registry: Registry, supply: Supply, version: ModelVersion, arguments: 
         if launch.adapter is None:
             _require_servable(version, Path(launch.model))
         return Held(version, launch, supply, sum(map(_weights, paths)))
-    except BaseException:
+    except BaseException as error:
         supply.__exit__(None, None, None)
+        if isinstance(error, PreflightRefused):
+            raise Unservable(str(error)) from error
         raise
 
 

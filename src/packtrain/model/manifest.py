@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from packtrain.errors import IntegrityError, Refused
+from packtrain.errors import IntegrityError, PreflightRefused
 from packtrain.model import canonical
 from packtrain.model.digest import Digest, is_hex256
 
@@ -216,16 +216,16 @@ def unsafe_path(path: str) -> str | None:
 
 
 def refuse_unsafe(paths: Iterable[str], *, allow_code: bool, what: str) -> None:
-    """Law 8, asked at publish and again at pull. Raises Refused naming the first file that breaks it."""
+    """Law 8, asked at publish and again at pull. Raises PreflightRefused naming the first file that breaks it."""
     for path in paths:
         lower = path.lower()
         if lower.endswith(PICKLE_SUFFIXES):
-            raise Refused(
+            raise PreflightRefused(
                 f"{what} holds {path}, a pickle format: opening it can run code",
                 hint="Export with safetensors (LLaMA-Factory: export_legacy_format: false) and publish that.",
             )
         if lower.endswith(".py") and not allow_code:
-            raise Refused(
+            raise PreflightRefused(
                 f"{what} holds {path}, code that the engine would run",
                 hint="If you have read it and trust it, publish with --allow-code; the ledger records that.",
             )
