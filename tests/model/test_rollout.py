@@ -255,6 +255,30 @@ def test_a_node_that_starts_anew_remembers_what_is_bad() -> None:
     assert "Start 3" not in again.kinds()
 
 
+def test_a_node_that_starts_anew_holds_again_what_proved_itself() -> None:
+    node = Node(2, proven=[target(1), target(2)])
+    node.promote(2, target(1))
+    assert node.kinds() == ["Fetch 2", "Start 2", "Gate 2", "Open 2", "Fetch 1"]
+    node.pass_time(WINDOW)
+    assert node.state.here == {target(1).digest, target(2).digest}
+
+
+def test_what_is_named_does_not_wait_for_what_is_only_kept() -> None:
+    node = Node(2, proven=[target(1), target(2)])
+    node.broken = {1: "fetch"}
+    node.promote(2, target(1))
+    node.kinds()
+    node.broken, node.slow = {}, True
+    node.pass_time(LONGEST_PAUSE)
+    assert node.kinds() == ["Proved 2", "Fetch 1"]
+    assert node.state.abandons is None
+    node.promote(3, target(2), target(1))
+    assert node.state.abandons == target(1)
+    node.state = node.state.not_fetched(target(1), "it is not wanted any more", node.now, abandoned=True)
+    node.settle()
+    assert node.kinds() == ["Fetch 3"]
+
+
 def test_what_cannot_be_fetched_does_not_keep_a_node_from_serving_what_it_has() -> None:
     node = Node(1, proven=[target(1)])
     node.broken = {2: "fetch"}

@@ -238,6 +238,9 @@ class _Supervisor:
             self._saw_nothing(error)
         log.state.resolve(self._reference)
         self._learn(log)
+        known = {digest for digest, version in self._versions.items() if not version.collected}
+        proven = tuple(target for target in self._state.proven if target.digest in known)
+        self._state = replace(self._state, proven=proven)
 
     def _saw(self, log: Log) -> None:
         if self._blind is not None:

@@ -416,8 +416,9 @@ class Rollout:
         return after, Proved(served)
 
     def _fetch(self, now: float) -> tuple[Rollout, Action] | None:
-        """What is wanted comes here while something else serves."""
-        for target in (self.wanted, self.goal):
+        """What is wanted comes here while something else serves; then what proved itself before it (a supervisor that
+        starts anew holds nothing yet)."""
+        for target in (self.wanted, self.goal, *self._kept):
             if target is None or target.digest in self.here or self._must_wait(target, now):
                 continue
             if self.fetching is None:
@@ -428,9 +429,18 @@ class Rollout:
     def abandons(self) -> Target | None:
         """What is being fetched and nobody wants any more."""
         fetching = self.fetching
-        if fetching is None or any(each and each.digest == fetching.digest for each in (self.wanted, self.goal)):
+        needed = (self.wanted, self.goal, *self._kept)
+        if fetching is None or any(each and each.digest == fetching.digest for each in needed):
             return None
         return fetching
+
+    @property
+    def _kept(self) -> tuple[Target, ...]:
+        """What is to be here although nobody waits for it: nothing, as long as somebody waits for something else."""
+        if self.serving is None or any(each and each.digest not in self.here for each in (self.wanted, self.goal)):
+            return ()
+        rejected = self.named.rejected if self.named else frozenset()
+        return tuple(each for each in self.proven if each.digest not in rejected and not self.is_bad(each))
 
     def _approach(self, now: float) -> tuple[Rollout, Action] | None:
         goal = self.goal
