@@ -168,10 +168,10 @@ class _Supervisor:
         self._fetching = Progress(self._note)
         self._fit = Fit(1, "nothing is here yet")
         self._blind: Blind | None = None
-        self._named_at = self._opened_at = clock.monotonic()
+        self._named_at = clock.monotonic()
+        self._goes_back = False  # what serves next does so because another version failed
         self._closed_at: float | None = None  # since when no engine takes requests, once one did
         self._without_service = 0.0
-        self._served_before = False
         self._started = clock.now()
         self._last_switch: dict[str, Any] | None = None
         self._metrics = Metrics()
@@ -449,6 +449,10 @@ class _Supervisor:
         self._metrics.now_serves(backend.model, backend.number, backend.digest)
         since_named = self._now - self._named_at
         before = self._last_switch["to"] if self._last_switch else None
+        if self._goes_back:
+            self._metrics.went_back_seconds.observe(since_named)
+        elif before not in (None, backend.number):
+            self._metrics.switch_seconds.observe(since_named)
         if before is None:
             self._log.info(
                 "ready",
@@ -459,7 +463,6 @@ class _Supervisor:
             )
         elif before != backend.number:
             self._metrics.switches.labels(self._fit.strategy).inc()
-            self._metrics.switch_seconds.observe(since_named)
             self._log.info(
                 "switched",
                 version=backend.number,
@@ -471,6 +474,7 @@ class _Supervisor:
             )
         else:
             self._log.info("serving_again", version=backend.number, without_service=round(without, 2))
+        self._goes_back = False
         self._last_switch = {
             "from": before,
             "to": backend.number,
@@ -499,6 +503,10 @@ class _Supervisor:
     def _went_back(self, went: WentBack) -> None:
         self._metrics.went_back.inc()
         self._named_at = self._now
+        serves = self._edge.traffic.open
+        self._goes_back = serves is None or serves.digest != str(went.to.digest)
+        if not self._goes_back:
+            self._metrics.went_back_seconds.observe(0)
         self._log.error("went_back", version=went.target.number, to=went.to.number, because=went.reason)
         self._memory = self._remember(lambda: self._journal.change(lambda memory: memory.went_back(went)))
         self._watcher.hurry()

@@ -53,6 +53,12 @@ class Metrics:
             registry=r,
         )
         self.went_back = Counter("packtrain_rollbacks", "Versions that were left because they failed here", registry=r)
+        self.went_back_seconds = Histogram(
+            "packtrain_rollback_duration_seconds",
+            "From a version's failure to the one before taking traffic; 0 if it never stopped",
+            buckets=LONG,
+            registry=r,
+        )
         self.gates = Counter("packtrain_gates", "Gates", ["result"], registry=r)
         self.gate_seconds = Histogram("packtrain_gate_duration_seconds", "Gates", buckets=LONG, registry=r)
         self.restarts = Counter("packtrain_engine_failures", "Engines that failed or died", registry=r)
