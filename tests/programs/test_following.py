@@ -5,14 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
-from functools import cache
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,64 +19,33 @@ from packtrain.serving.processes import living
 from packtrain.testing.ports import free_ports
 from packtrain.testing.proxy import relay
 from packtrain.testing.servers import S3Server
-from packtrain.testing.stub_vllm import Model, write_executable
 from tests.conftest import Models, first_fast
-from tests.programs.conftest import PROGRAM, Cli, environment
+from tests.programs.conftest import PROGRAM, Cli
+from tests.programs.nodes import (
+    FAST,
+    Serve,
+    answers_of,
+    event_of,
+    promote,
+    publish_broken,
+    release,
+    serving,
+    settings,
+)
 from tests.serving.load import Answer, Load
-from tests.serving.node import Node, node
-
-FAST = ("--poll", "0.2", "--watch-window", "1")
+from tests.serving.node import is_held, node
 
 
 @pytest.fixture
 def cli(tmp_path: Path, models: Models) -> Cli:
-    """A store with llama/1 (production) and llama/2, a node with a stand-in for vLLM, and room for two engines."""
-    settings = {
-        **environment(tmp_path),
-        "PACKTRAIN_VLLM": str(write_executable(tmp_path / "vllm")),
-        "PACKTRAIN_WATCH_WINDOW": "60",
-        "PACKTRAIN_POLL": "0.2",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "STUB_VLLM_PACE": "0.005",
-    }
-    cli = Cli(tmp_path, settings)
-    cli.run("publish", models.first, "--name", "llama", "--alias", "production")
-    cli.run("publish", models.second, "--name", "llama")
+    cli = Cli(tmp_path, settings(tmp_path))
+    release(cli, models)
     return cli
 
 
 @pytest.fixture
-def serve(cli: Cli) -> Callable[..., AbstractContextManager[Node]]:
-    def start(*options: str, vllm: tuple[str, ...] = (), **more: str) -> AbstractContextManager[Node]:
-        return node([str(PROGRAM)], {**cli.environment, **more}, cli.home, *options, vllm=vllm)
-
-    return start
-
-
-Serve = Callable[..., AbstractContextManager[Node]]
-
-
-def promote(cli: Cli, number: int) -> None:
-    cli.run("promote", f"llama/{number}", "--to", "production")
-
-
-def publish_broken(cli: Cli, models: Models, behaviour: dict[str, Any]) -> int:
-    """Another version, whose engine behaves like that."""
-    folder = cli.home / "broken"
-    shutil.copytree(models.second, folder)
-    (folder / "stub_vllm.json").write_text(json.dumps(behaviour))
-    return int(cli.json("publish", folder, "--name", "llama")["version"])
-
-
-@cache
-def weights(directory: Path) -> Model:
-    return Model("llama", "", sorted(directory.glob("*.safetensors")))
-
-
-def answers_of(models: Models) -> Callable[[Answer], bool]:
-    """Whether it is what the version says, by the stand-in's own rules."""
-    of = {"llama/1": models.first, "llama/2": models.second}
-    return lambda answer: answer.text == weights(of[answer.version]).answer(json.dumps(answer.prompt), answer.tokens)
+def serve(cli: Cli) -> Serve:
+    return serving(cli)
 
 
 @pytest.mark.parametrize("strategy", first_fast("blue-green", "replace"))
@@ -132,6 +98,7 @@ def test_a_broken_version_is_left(
         load.check(answers_of(models))
         [bad] = served.status["bad"]
         assert bad["version"] == broken and reason in bad["because"]
+        assert "packtrain_rollback_duration_seconds_count 1.0" in served.get("/metrics")[1]
         served.until(lambda: event_of(cli, "node.went_back"), "the event")
         event = event_of(cli, "node.went_back")
         assert (event["version"], event["to"], event["alias"]) == (broken, 1, "production")
@@ -158,10 +125,6 @@ def test_what_is_bad_is_not_tried_again_until_it_is_promoted_anew(cli: Cli, serv
         again.until(tried, "another chance")
 
 
-def event_of(cli: Cli, action: str) -> Any:
-    return next((e["details"] for e in cli.json("history", "llama") if e["action"] == action), None)
-
-
 def test_a_version_that_dies_in_the_watch_window_is_left_at_once(cli: Cli, serve: Serve, models: Models) -> None:
     dying = publish_broken(cli, models, {"lives": 4})  # the gate asks two things
     with serve("--strategy", "blue-green") as served:
@@ -177,6 +140,9 @@ def test_a_version_that_dies_in_the_watch_window_is_left_at_once(cli: Cli, serve
         served.until_serving(1)
         assert served.ask().version == "llama/1"
         assert served.status["last_switch"]["without_service"] < 5  # it stood by: no start
+        said = served.get("/metrics")[1]
+        for metric in ("rollbacks_total", "rollback_duration_seconds_count", "switch_duration_seconds_count"):
+            assert f"packtrain_{metric} 1.0" in said
         assert "was ended by SIGKILL" in served.status["bad"][0]["because"]
 
 
@@ -193,6 +159,44 @@ def test_a_version_that_fails_its_clients_is_left(cli: Cli, serve: Serve, models
         served.until_serving(1)
         assert "20 of 20 requests failed" in served.status["bad"][0]["because"]
         assert served.ask().version == "llama/1"
+
+
+@pytest.mark.slow
+def test_a_version_that_is_slow_to_begin_is_left(cli: Cli, serve: Serve, models: Models) -> None:
+    slow = publish_broken(cli, models, {"thinks": 5})
+    with serve(*FAST, "--watch-window", "60", "--latency-limit", "4") as served:
+        served.until_serving(1)
+        promote(cli, slow)
+        served.until_serving(slow)
+        with Load(served.port, "llama", clients=20, tokens=(4, 8)):
+            served.until_serving(1)
+        assert "of the answers began after" in served.status["bad"][0]["because"]
+        assert served.ask(stream=True).version == "llama/1"
+
+
+@pytest.mark.slow
+def test_what_served_last_stays_held_also_by_a_supervisor_that_starts_anew(
+    cli: Cli, serve: Serve, models: Models
+) -> None:
+    assert publish_broken(cli, models, {}) == 3  # not at all
+
+    def held() -> set[int]:
+        locks = cli.home / "cache" / "locks"
+        digests = {n: cli.json("show", f"llama/{n}")["digest"].removeprefix("sha256:") for n in (1, 2, 3)}
+        return {n for n, digest in digests.items() if (locks / digest).exists() and is_held(locks / digest)}
+
+    with serve(*FAST) as served:
+        served.until_said("proved: version=1")
+        promote(cli, 2)
+        served.until_said("proved: version=2")
+        served.until(lambda: held() == {1, 2}, "both to be held")
+    assert held() == set()
+    with serve(*FAST) as again:
+        again.until_serving(2)
+        again.until(lambda: held() == {1, 2}, "both to be held")
+        promote(cli, 3)
+        again.until_said("proved: version=3")
+        again.until(lambda: held() == {2, 3}, "the last two to be held")
 
 
 @pytest.mark.slow
@@ -294,6 +298,37 @@ def test_without_the_store_what_serves_keeps_serving(cli: Cli, models: Models, s
         with wire.refusing(), node([str(PROGRAM)], cli.environment, cli.home, *FAST) as again:
             again.until_serving(1)  # what it last saw, and has
             assert again.ask().version == "llama/1"
+
+
+@pytest.mark.slow
+def test_without_the_mount_of_a_shared_volume(cli: Cli, serve: Serve) -> None:
+    """An empty folder is where the store was."""
+    store, elsewhere = cli.home / "store", cli.home / "elsewhere"
+
+    def unmount() -> None:
+        store.rename(elsewhere)
+        store.mkdir()
+
+    def mount() -> None:
+        store.rmdir()
+        elsewhere.rename(store)
+
+    with serve(*FAST) as served:
+        served.until_said("proved: version=1")
+        unmount()
+        served.until(lambda: not served.status["registry"]["reachable"], "it to notice")
+        assert "the store is not there" in served.status["registry"]["because"]
+        assert served.ask().version == "llama/1"
+        mount()
+        served.until(lambda: served.status["registry"]["reachable"], "it to notice")
+        promote(cli, 2)
+        served.until_said("proved: version=2")
+    unmount()
+    with serve(*FAST) as again:
+        again.until_serving(2)
+        assert again.ask().version == "llama/2"
+        mount()
+        again.until(lambda: again.status["registry"]["reachable"], "it to notice")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
@@ -17,8 +18,19 @@ from tests.serving.load import Answer, ask
 
 from packtrain.serving.processes import living
 from packtrain.testing.ports import free_ports
+from packtrain.testing.processes import running_with
 
 SOON = 90.0  # seconds after which waiting has failed
+
+
+def is_held(lock: Path) -> bool:
+    """Whether some process has a lock on the file."""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class Node:
@@ -88,10 +100,16 @@ class Node:
 
 @contextmanager
 def node(
-    program: Sequence[str], environment: Mapping[str, str], home: Path, *options: str, vllm: Sequence[str] = ()
+    program: Sequence[str],
+    environment: Mapping[str, str],
+    home: Path,
+    *options: str,
+    vllm: Sequence[str] = (),
+    port: int | None = None,
 ) -> Iterator[Node]:
-    """Follows llama@production until the block ends; then no process of any engine may be left."""
-    [port] = free_ports(1)
+    """Follows llama@production until the block ends; then nothing of it may be left: no process, and no snapshot that
+    is held. One that was killed inside the block may leave engines."""
+    port = port or free_ports(1)[0]
     command = [*program, "serve", "llama@production", *options]
     command += ["--", "--host", "127.0.0.1", "--port", str(port), *vllm]
     key = vllm[vllm.index("--api-key") + 1] if "--api-key" in vllm else ""
@@ -103,6 +121,9 @@ def node(
         if started.process.poll() is None:
             groups = set(started.engines)
             assert started.stop() == 0, started.said[-5000:]
+            cache = Path(environment["PACKTRAIN_CACHE_DIR"])
+            assert list(running_with("PACKTRAIN_CACHE_DIR", str(cache))) == []
+            assert [lock.name for lock in (cache / "locks").iterdir() if is_held(lock)] == []
     finally:
         if started.process.poll() is None:
             with suppress(OSError, http.client.HTTPException):

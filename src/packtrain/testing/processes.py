@@ -33,6 +33,14 @@ def members(group: int) -> list[int]:
     return [process.pid for process in living() if process.group == group]
 
 
+def running_with(variable: str, value: str) -> Iterator[int]:
+    """The processes that live and were started with an environment variable of this value."""
+    for process in living():
+        with suppress(OSError):  # it ended while we looked
+            if f"{variable}={value}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                yield process.pid
+
+
 def _lives(thread: Path) -> bool:
     with suppress(OSError):
         return _fields(thread)[0] not in ("Z", "X")

@@ -26,6 +26,7 @@ and by a file in the model, `stub_vllm.json`, so that one version behaves as no 
     exit: N           fail to start, with this exit code
     answers: "empty" | "nan" | "error" | "stall"      instead of an answer
     loading: SECONDS  until it is ready
+    thinks: SECONDS   before the first word of a stream
     lives: N          requests; with the next one it kills itself, half way into the answer if that is streamed
     fails_after: N    requests; to the others the answer is an error
 
@@ -227,6 +228,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        time.sleep(self.server.behaviour.get("thinks", 0))
         envelope = self.envelope(model, "chat.completion.chunk" if chat else "text_completion")
         for number, word in enumerate(words):
             if dies and number == len(words) // 2:
