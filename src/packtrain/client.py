@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from packtrain.model.delta import Delta
     from packtrain.model.mirror import Policy
     from packtrain.model.run import TrainingRun
+    from packtrain.serving.journal import Hold
 
 
 class Silent:
@@ -643,14 +644,31 @@ class Client:
 
         return what(self._parts.store, self._parts.registry, Endpoint.parse(url, key))
 
+    def hold(self, reference: str, *, alias: str = "production", reason: str = "") -> Hold:
+        """Has this node serve a version, whatever the alias that it follows names, until `release`. Needs neither the
+        registry nor the store; the ledger is told when it can be reached, by whoever follows the alias."""
+        from packtrain.flows.holding import hold
+        from packtrain.serving.journal import Journal
+
+        parsed, parts = Reference.parse(reference), self._parts
+        journal = Journal(self._journal(parsed.name, alias))
+        by = self.settings.actor
+        return hold(parts.registry, journal, parsed, by=by, reason=reason, reporter=self._reporter, clock=parts.clock)
+
+    def release(self, name: str, *, alias: str = "production", reason: str = "") -> Hold | None:
+        """Has this node follow the alias again. None if it was not held."""
+        from packtrain.flows.holding import release
+        from packtrain.serving.journal import Journal
+
+        journal = Journal(self._journal(name, alias))
+        return release(journal, by=self.settings.actor, reason=reason, clock=self._parts.clock)
+
     def _follow(self, reference: Reference, arguments: Sequence[str], verify: bool) -> int:
         from packtrain.flows.follow import Manner, Place, follow
         from packtrain.model.rollout import Limits
 
         settings, parts = self.settings, self._parts
         limits = Limits(settings.watch_window, settings.error_limit, settings.latency_limit)
-        home = settings.cache_dir / "serving"
-        here = Digest.of(parts.store.url.encode()).short
         return follow(
             parts.registry,
             lambda reporter: self._supply(verify, reporter),
@@ -665,9 +683,19 @@ class Client:
                 keep=settings.keep_versions,
                 limits=limits,
             ),
-            place=Place(settings.cache_dir, home / "runs", home / here / f"{reference}.json", parts.cache.boot),
+            place=Place(
+                settings.cache_dir,
+                settings.cache_dir / "serving" / "runs",
+                self._journal(reference.name, str(reference.alias)),
+                parts.cache.boot,
+            ),
             clock=parts.clock,
         )
+
+    def _journal(self, name: str, alias: str) -> Path:
+        """What this node remembers of an alias that it follows."""
+        here = Digest.of(self._parts.store.url.encode()).short
+        return self.settings.cache_dir / "serving" / here / f"{name}@{alias}.json"
 
     def _supply(self, verify: bool, reporter: Reporter) -> Supply:
         """Where engines find versions: in the cache, or where they are."""

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import structlog
 
 from packtrain.errors import IntegrityError, PacktrainError, Refused, Unavailable
-from packtrain.flows.following import Progress, Unservable, fetch
+from packtrain.flows.following import REST, Progress, Unservable, Watcher, fetch
+from packtrain.model.ledger import Decide
 from packtrain.model.manifest import refuse_unsafe
+from packtrain.model.rollout import Target
 from packtrain.model.version import ModelVersion
+from packtrain.registry.ledger import LedgerRegistry
 from packtrain.serving import Arguments
+from packtrain.serving.journal import Hold, Journal
 from packtrain.testing.memory_store import MemoryStore
 from tests.model.examples import MERGED
 from tests.registry.machines import machine, publish
@@ -70,3 +75,39 @@ def test_what_keeps_it_away_is_not(tmp_path: Path, error: PacktrainError) -> Non
     with pytest.raises(type(error)) as caught:
         fetched(error, tmp_path)
     assert caught.value is error
+
+
+class Closed:
+    """A registry of which this node may read alone, until it is opened."""
+
+    def __init__(self, inner: LedgerRegistry) -> None:
+        self.inner, self.is_open = inner, False
+
+    def change(self, name: str, decide: Decide) -> Any:
+        if not self.is_open:
+            raise Refused("403 Forbidden")
+        return self.inner.change(name, decide)
+
+
+def test_what_the_ledger_does_not_take_is_offered_again(tmp_path: Path) -> None:
+    inner = machine(MemoryStore(), tmp_path / "seen")
+    publish(inner)
+    registry, journal = Closed(inner), Journal(tmp_path / "journal.json")
+    held = Hold(Target(1, MERGED.digest), "ada", "", "2026-01-02T03:04:05.678Z")
+    unknown = Hold(Target(7, MERGED.digest), "ada", "", "2026-01-02T03:04:05.678Z")
+    for hold in (unknown, held):
+        journal.change(lambda memory, hold=hold: memory.held(hold))  # type: ignore[misc]
+    watcher: Any = Watcher(
+        registry, "m", "production",
+        interval=1, waiting=None, node="node-1", journal=journal, seen=print, blind=print, log=structlog.get_logger(),
+    )  # type: ignore[arg-type]  # fmt: skip
+    watcher._post()
+    registry.is_open = True
+    for _ in range(REST):
+        assert journal.read().unposted == (unknown, held)
+        watcher._post()
+    watcher._post()
+    assert journal.read().unposted == ()
+    last = inner.read("m").events[-1]
+    assert (last.action, last.details["version"], last.details["node"]) == ("node.held", 1, "node-1")
+    assert [event.action for event in inner.read("m").events].count("node.held") == 1

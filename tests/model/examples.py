@@ -125,6 +125,8 @@ def ledger_with_every_action() -> Writer:
     writer.append(writer.log.state.archive(2, reason="bad"))
     writer.append(writer.log.state.condemn([adapter.digest], [Digest(hex_of("nobody's record"))]))
     writer.append(writer.log.state.went_back("gpu-node-7", "production", 2, 1, "the gate: it answers in riddles"))
+    writer.append(writer.log.state.hold("gpu-node-7", "production", 2, "ada@lab", "until we know why"))
+    writer.append(writer.log.state.hold("gpu-node-7", "production", None, "ada@lab", ""))
     return writer
 
 

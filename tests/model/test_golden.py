@@ -40,7 +40,7 @@ DIGESTS = {
     "adapter-of-a-repository.manifest.json": "2cc7cda726b7bb6e847395b84730f60af1062c937dc5562556113348de960e4b",
     "adapter-of-a-revision.manifest.json": "ae18bab6c7a44f6c6da91a4c989c3cc38ee68dcc0d881f2528af92224748db02",
     "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
-    "every-action.ledger.jsonl": "c0c0e449e502df7f278144d3ea625c05d5135a3f1cf63d8b91af509408cc911e",
+    "every-action.ledger.jsonl": "d1a7014f27edbec579936f24a03ce3e9079742a3ebca351c9cc75933ff398639",
     "lease.json": "3816b5bf70233b50f9974f67260d4bd26005c2fb9e7db8f8789e1c5709c3f253",
     "mlflow.ledger.jsonl": "d114f9a5c834b4108bcc5ce64f0d8e499dcc87630e842d2d37ede95475b77f3c",
     "lineage.json": "dc381f8155e65b2e1614c5fcdb0092a88c67389e8fff4e16fa85bf456d252eb9",
@@ -79,7 +79,7 @@ def test_ledger() -> None:
     assert log.state == writer.log.state
     assert {event.action for event in log.events} == {
         "publish.begin", "attached", "version.created", "alias.promoted", "alias.rolled_back", "version.archived",
-        "referenced", "condemned", "node.went_back",
+        "referenced", "condemned", "node.went_back", "node.held",
     }  # fmt: skip
     first, second = log.state.versions[1], log.state.versions[2]
     assert log.state.aliases == {"production": 1}
@@ -87,7 +87,7 @@ def test_ledger() -> None:
     assert first.digest == MANIFESTS["merged"].digest
     assert first.lineage == Digest.of(LINEAGE.encode())
     assert (second.code, second.archived, str(second.base)) == (False, True, "llama-finetuned/1")
-    assert (second.archived_at, second.collected) == (log.events[-3].time, True)
+    assert (second.archived_at, second.collected) == (log.events[-5].time, True)
     assert log.state.condemned == {second.digest, Digest(hex_of("nobody's record"))}
 
 

@@ -315,7 +315,7 @@ def test_the_ledger_of_another_model_is_refused() -> None:
 POSSIBLE = {
     f".{text} {how}"
     for text in ("actor", "nonce", "details.reason", "details.alias", "details.kind", "details.name",
-                 "details.publish_id", "details.base.name", "details.node")
+                 "details.publish_id", "details.base.name", "details.node", "details.by")
     for how in ("longer", "shorter", "in capitals")
 } | {
     ".details with an unknown field", ".details.base with an unknown field", ".details.base removed",

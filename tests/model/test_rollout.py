@@ -291,6 +291,34 @@ def test_what_cannot_be_fetched_does_not_keep_a_node_from_serving_what_it_has() 
     assert node.serves == 2
 
 
+def test_what_is_held_by_hand_wins_until_it_is_released() -> None:
+    node = Node(2)
+    node.promote(1)
+    node.pass_time(WINDOW)
+    node.broken = {2: "gate"}
+    node.promote(2, target(1))
+    assert (node.serves, list(node.state.bad)) == (1, [target(2).digest])
+    node.broken = {}
+    node.state = node.state.hold(target(2))  # another chance, although nobody promoted it anew
+    node.settle()
+    assert node.serves == 2
+    node.promote(3, target(2), target(1))
+    assert node.serves == 2
+    node.state = node.state.hold(None)
+    node.settle()
+    assert node.serves == 3
+
+
+def test_what_is_held_by_hand_and_fails_is_left_like_any_other() -> None:
+    node = Node(1, proven=[target(1)])
+    node.promote(1)
+    node.broken = {2: "start"}
+    node.state = node.state.hold(target(2))
+    node.settle()
+    assert node.serves == 1
+    assert target(2).digest in node.state.bad
+
+
 def test_nobody_goes_back_to_what_was_rejected() -> None:
     node = Node(2, proven=[target(1), target(2)])
     node.broken = {3: "start"}

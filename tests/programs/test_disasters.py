@@ -180,6 +180,35 @@ def test_what_went_back_without_a_ledger_is_posted_later(cli: Cli, serve: Serve,
     assert [e["action"] for e in cli.json("history", "llama")].count("node.went_back") == 1
 
 
+def test_a_node_is_held_by_hand_while_the_store_is_away(cli: Cli, serve: Serve, wire: Relay) -> None:
+    assert "Say so with --local" in cli.run("hold", "llama/1", code=2).stderr
+    with serve(*FAST) as served:
+        served.until_said("proved: version=1")
+        promote(cli, 2)
+        served.until_said("proved: version=2")
+        with wire.refusing():
+            served.until(lambda: not served.status["registry"]["reachable"], "it to notice")
+            held = cli.run("hold", "llama/1", "--local", "--reason", "2 answers in riddles")
+            assert held.stdout == "this node is held at version 1, whatever @production names\n"
+            assert "the registry cannot be reached" in held.stderr
+            served.until_serving(1)
+            assert served.ask().version == "llama/1"
+            hold = served.status["hold"]
+            assert (hold["version"], hold["by"], hold["reason"]) == (1, "alice", "2 answers in riddles")
+            cli.run("rollback", "llama", code=7)  # an alias never moves without its event
+        served.until(lambda: event_of(cli, "node.held"), "the event")
+        event = event_of(cli, "node.held")
+        assert (event["version"], event["alias"], event["by"]) == (1, "production", "alice")
+    with serve(*FAST) as again:
+        again.until_serving(1)
+        assert again.status["named"]["version"] == 2
+        assert cli.out("hold", "llama", "--local", "--release") == "this node follows llama@production again\n"
+        again.until_serving(2)
+        assert again.status["hold"] is None
+        again.until(lambda: "posted: action=node.held version=None" in again.said, "the event")
+        assert not cli.json("hold", "llama", "--local", "--release")["changed"]
+
+
 @pytest.mark.root
 def test_the_disk_of_the_cache_is_full(cli: Cli, serve: Serve, models: Models) -> None:
     size = sum(path.stat().st_size for path in models.first.iterdir())

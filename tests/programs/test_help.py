@@ -110,7 +110,7 @@ def test_settings_are_flags_of_the_same_names() -> None:
             "doctor", "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
         }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--actor" in flags(command)} == {
-        "publish", "export", "adopt", "register", "watch", "promote", "rollback", "archive", "policy",
+        "publish", "export", "adopt", "register", "watch", "promote", "rollback", "hold", "archive", "policy",
         "gc", "webhook",
     }  # fmt: skip
 

@@ -63,6 +63,7 @@ for command in (
     watching.watch,
     promoting.promote,
     promoting.rollback,
+    promoting.hold,
     promoting.archive,
     promoting.policy,
     serving.pull,

@@ -276,6 +276,9 @@ def _in_words(action: str, d: Mapping[str, Any]) -> str:
             return f"found @{d['alias']} moved in MLflow to {found}, restored: {d['to'] or 'not set'}"
         case "node.went_back":
             return f"went back on {d['node']} from version {d['version']} to {d['to']} (@{d['alias']})"
+        case "node.held":
+            held = f"holds {d['node']} at version {d['version']}" if d["version"] else f"no longer holds {d['node']}"
+            return f"{d['by']} {held} (@{d['alias']})"
         case "referenced":
             return f"became the base of {d['name']} {d['digest'][:12]}"
         case "condemned":

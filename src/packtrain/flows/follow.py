@@ -161,7 +161,14 @@ class _Supervisor:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._journal = Journal(place.journal)
         self._memory = self._remember(self._journal.read)
-        self._state = Rollout(limits=manner.limits, keep=manner.keep, bad=self._memory.bad, proven=self._memory.proven)
+        self._hold, self._stamp = self._memory.hold, self._journal.stamp()
+        self._state = Rollout(
+            limits=manner.limits,
+            keep=manner.keep,
+            bad=self._memory.bad,
+            proven=self._memory.proven,
+            held=self._hold.target if self._hold else None,
+        )
         self._versions: dict[Digest, ModelVersion] = {}
         self._held: dict[Digest, Held] = {}
         self._running: dict[int, _Running] = {}
@@ -215,6 +222,7 @@ class _Supervisor:
         while not self._state.finished:
             with suppress(Empty):
                 self._inbox.get(timeout=TICK)()
+            self._look_for_holds()
             self._feel()
             self._advance()
         self._log.info("stopped")
@@ -240,7 +248,8 @@ class _Supervisor:
         self._learn(log)
         known = {digest for digest, version in self._versions.items() if not version.collected}
         proven = tuple(target for target in self._state.proven if target.digest in known)
-        self._state = replace(self._state, proven=proven)
+        held = self._state.held if self._state.held and self._state.held.digest in known else None
+        self._state = replace(self._state, proven=proven, held=held)
 
     def _saw(self, log: Log) -> None:
         if self._blind is not None:
@@ -265,6 +274,29 @@ class _Supervisor:
             self._named_at = self._clock.monotonic()
             self._log.info("named", version=named.current.number, digest=str(named.current.digest))
         self._state = self._state.name(named)
+
+    def _look_for_holds(self) -> None:
+        """Somebody on this node may have written one into the journal."""
+        stamp = self._journal.stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        self._memory = self._remember(self._journal.read)
+        hold = self._memory.hold
+        if hold is None or hold == self._hold:
+            return
+        self._hold = hold
+        if hold.target and hold.target.digest not in self._versions:  # whoever held it has seen a newer ledger
+            self._learn(self._registry.remembered(self._reference.name))
+        self._log.warning(
+            "held" if hold.target else "released",
+            version=hold.target.number if hold.target else None,
+            by=hold.by,
+            reason=hold.reason,
+        )
+        self._named_at = self._now
+        self._state = self._state.hold(hold.target)
+        self._watcher.hurry()
 
     def _feel(self) -> None:
         """How clients fare, as long as it matters."""
@@ -572,6 +604,7 @@ class _Supervisor:
             "stopping": state.stopping,
             "named": _target(state.named.current) if state.named else None,
             "serving": _target(served) if served else None,
+            "hold": self._describe_hold(),
             "watched": state.watched_until is not None,
             "strategy": {"name": self._fit.strategy, "asked": self._manner.strategy, "because": self._fit.why},
             "engines": [self._describe_engine(engine) for engine in state.engines.values()],
@@ -614,6 +647,12 @@ class _Supervisor:
             "stage": "serving" if engine.number == self._state.serving else engine.stage.value,
             "pid": running.keeper.group if running else None,
         }
+
+    def _describe_hold(self) -> Mapping[str, Any] | None:
+        hold = self._hold
+        if hold is None or hold.target is None:
+            return None
+        return {**_target(hold.target), "by": hold.by, "reason": hold.reason, "since": hold.at}
 
     def _describe_fetch(self) -> Mapping[str, Any] | None:
         fetching = self._state.fetching

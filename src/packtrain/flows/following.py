@@ -13,12 +13,11 @@ from typing import Any
 from packtrain.errors import LocalDiskError, PacktrainError, PreflightRefused, Refused, Unavailable
 from packtrain.flows.serve import Supply, prepare
 from packtrain.flows.waking import Waiting
-from packtrain.model.ledger import Log
-from packtrain.model.rollout import WentBack
+from packtrain.model.ledger import Draft, Log, State
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Registry
 from packtrain.serving import Arguments, Launch
-from packtrain.serving.journal import Journal
+from packtrain.serving.journal import Hold, Journal, Unposted
 from packtrain.training.checkpoint import inspect
 from packtrain.training.preflight import preflight
 
@@ -170,13 +169,20 @@ class Watcher:
         self._now.clear()
 
     def _post(self) -> None:
-        for went in self._journal.read().unposted:
+        for each in self._journal.read().unposted:
+            what: dict[str, Any] = {
+                "action": "node.held" if isinstance(each, Hold) else "node.went_back",
+                "version": each.target.number if each.target else None,
+            }
             try:
-                self._registry.change(self._name, lambda state, went=went: self._draft(state, went))  # type: ignore[misc]
-                self._log.info("posted", event_type="node.went_back", version=went.target.number)
+                self._registry.change(self._name, lambda state, each=each: self._draft(state, each))  # type: ignore[misc]
+                self._log.info("posted", **what)
             except (Refused, LocalDiskError) as error:
-                self._log.warning("not_posted", version=went.target.number, because=str(error))
-            self._journal.change(lambda memory, went=went: memory.posted(went))  # type: ignore[misc]
+                self._log.warning("not_posted", **what, because=str(error))
+            self._journal.change(lambda memory, each=each: memory.posted(each))  # type: ignore[misc]
 
-    def _draft(self, state: Any, went: WentBack) -> Any:
-        return state.went_back(self._node, self._alias, went.target.number, went.to.number, went.reason)
+    def _draft(self, state: State, each: Unposted) -> Draft | None:
+        if isinstance(each, Hold):
+            number = each.target.number if each.target else None
+            return state.hold(self._node, self._alias, number, each.by, each.reason)
+        return state.went_back(self._node, self._alias, each.target.number, each.to.number, each.reason)

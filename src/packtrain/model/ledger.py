@@ -19,6 +19,7 @@ Actions of schema 1, with their details:
     referenced         base, name, digest                   in a base's ledger: an adapter needs its version
     condemned          digests, records                     given up: never named again, their objects may go
     node.went_back     node, alias, version, to, reason     a node found the version bad, and serves another
+    node.held          node, alias, version, by, reason     somebody holds a node at a version; null: no longer
 
 The law of garbage collection: nothing is deleted that was not condemned before, what is named cannot be condemned, and
 what was condemned can never be named. The sequence of the log orders the two, so no clock and no delay can part them:
@@ -170,6 +171,7 @@ class State:
     policy: Policy = field(default_factory=Policy)
     mirror: Mirror = field(default_factory=Mirror)
     bad: Mapping[int, frozenset[str]] = field(default_factory=dict)  # version -> nodes, since its last promotion
+    holds: Mapping[tuple[str, str], int] = field(default_factory=dict)  # node, alias -> version
 
     # Questions
 
@@ -392,6 +394,12 @@ class State:
             return None
         details = {"node": node, "alias": alias, "version": number, "to": to, "reason": reason}
         return Draft("node.went_back", details)
+
+    def hold(self, node: str, alias: str, number: int | None, by: str, reason: str) -> Draft | None:
+        """Notes that somebody holds a node at a version, whatever its alias names; None: no longer."""
+        if self.holds.get((node, alias)) == number:
+            return None
+        return Draft("node.held", {"node": node, "alias": alias, "version": number, "by": by, "reason": reason})
 
     def _expect(self, alias: str, expect: int | None) -> int | None:
         current = self.current(alias)
@@ -738,6 +746,23 @@ def _went_back(state: State, event: Event) -> State:
     return replace(state, bad={**state.bad, number: state.bad.get(number, frozenset()) | {node}})
 
 
+def _held(state: State, event: Event) -> State:
+    d = event.details
+    node, alias = _text(d["node"]), _text(d["alias"])
+    check_alias(alias)
+    _text(d["by"])
+    _reason(d)
+    if d["version"] == state.holds.get((node, alias)):
+        raise ValueError("it was so already")
+    holds = {key: number for key, number in state.holds.items() if key != (node, alias)}
+    if d["version"] is None:
+        return replace(state, holds=holds)
+    number = _version_number(d["version"])
+    if number not in state.versions:
+        raise ValueError("it holds a version that does not exist")
+    return replace(state, holds={**holds, (node, alias): number})
+
+
 _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "publish.begin": _begin,
     "attached": _attached,
@@ -755,6 +780,7 @@ _ACTIONS: dict[str, Callable[[State, Event], State]] = {
     "alias.adopted": _adopted,
     "alias.restored": _restored,
     "node.went_back": _went_back,
+    "node.held": _held,
 }
 
 

@@ -286,14 +286,19 @@ class Rollout:
 
     # What happens
 
-    def name(self, named: Named, held: Target | None = None) -> Rollout:
-        """What the alias names now, and what is held by hand."""
-        known = {each.digest: each for each in (*named.earlier, named.current, *((held,) if held else ()))}
+    def name(self, named: Named) -> Rollout:
+        """What the alias names now."""
+        known = {each.digest: each for each in (*named.earlier, named.current)}
         engines = {
             number: replace(engine, target=known.get(engine.target.digest, engine.target))
             for number, engine in self.engines.items()
         }
-        return replace(self, named=named, held=held, engines=engines)
+        return replace(self, named=named, engines=engines)
+
+    def hold(self, target: Target | None) -> Rollout:
+        """What is held by hand from now on, and gets another chance if it was bad; None: nothing."""
+        bad = {digest: mark for digest, mark in self.bad.items() if target is None or digest != target.digest}
+        return replace(self, held=target, bad=bad)
 
     def fetched(self, target: Target) -> Rollout:
         return replace(

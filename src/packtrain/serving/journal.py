@@ -19,26 +19,49 @@ SCHEMA = "packtrain.journal/1"
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Somebody's word that this node is to serve a version whatever the alias names, or, with None, no longer."""
+
+    target: Target | None
+    by: str
+    reason: str
+    at: str
+
+
+Unposted = WentBack | Hold
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """``bad`` and ``proven`` as `Rollout` has them. ``unposted``: what went back and is not in the ledger yet."""
+    """``bad`` and ``proven`` as `Rollout` has them. ``hold``: the last one. ``unposted``: what is not in the ledger
+    yet."""
 
     bad: Mapping[Digest, Bad] = field(default_factory=dict)
     proven: tuple[Target, ...] = ()
-    unposted: tuple[WentBack, ...] = ()
+    hold: Hold | None = None
+    unposted: tuple[Unposted, ...] = ()
 
     def went_back(self, went: WentBack) -> Memory:
         bad = {**self.bad, went.target.digest: Bad(went.target.promotion, went.reason)}
         return replace(self, bad=bad, unposted=(*self.unposted, went))
 
-    def posted(self, went: WentBack) -> Memory:
-        return replace(self, unposted=tuple(each for each in self.unposted if each != went))
+    def held(self, hold: Hold) -> Memory:
+        bad = {digest: mark for digest, mark in self.bad.items() if not hold.target or digest != hold.target.digest}
+        return replace(self, bad=bad, hold=hold, unposted=(*self.unposted, hold))
+
+    def posted(self, posted: Unposted) -> Memory:
+        return replace(self, unposted=tuple(each for each in self.unposted if each != posted))
 
     def encode(self) -> bytes:
         document = {
             "schema": SCHEMA,
             "bad": {digest.hex: [bad.promotion, bad.reason] for digest, bad in self.bad.items()},
             "proven": [_target(each) for each in self.proven],
-            "unposted": [[_target(each.target), _target(each.to), each.reason] for each in self.unposted],
+            "hold": _hold(self.hold) if self.hold else None,
+            "unposted": [
+                _hold(each) if isinstance(each, Hold) else [_target(each.target), _target(each.to), each.reason]
+                for each in self.unposted
+            ],
         }
         return json.dumps(document, indent=1).encode()
 
@@ -51,7 +74,8 @@ class Memory:
         return cls(
             {Digest(digest): Bad(promotion, reason) for digest, (promotion, reason) in value["bad"].items()},
             tuple(map(_read_target, value["proven"])),
-            tuple(WentBack(_read_target(a), _read_target(b), reason) for a, b, reason in value["unposted"]),
+            _read_hold(value["hold"]) if value["hold"] else None,
+            tuple(map(_read_unposted, value["unposted"])),
         )
 
 
@@ -61,6 +85,13 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def stamp(self) -> int:
+        """Another number whenever somebody has changed it."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def read(self) -> Memory:
         """Empty if there is none, or if it is not what it should be. Raises LocalDiskError."""
@@ -97,6 +128,23 @@ class Journal:
             yield
         finally:
             os.close(lock)
+
+
+def _hold(hold: Hold) -> dict[str, Any]:
+    target = _target(hold.target) if hold.target else None
+    return {"target": target, "by": hold.by, "reason": hold.reason, "at": hold.at}
+
+
+def _read_hold(value: Mapping[str, Any]) -> Hold:
+    target = _read_target(value["target"]) if value["target"] else None
+    return Hold(target, value["by"], value["reason"], value["at"])
+
+
+def _read_unposted(value: Any) -> Unposted:
+    if isinstance(value, dict):
+        return _read_hold(value)
+    target, to, reason = value
+    return WentBack(_read_target(target), _read_target(to), reason)
 
 
 def _target(target: Target) -> list[Any]:

@@ -76,6 +76,7 @@ def _status(s: Mapping[str, Any]) -> str:
         (s["reference"], f"version {serving['version']} serves" if serving else "nothing serves"),
         *([("digest", serving["digest"])] if serving else []),
         *([("named", f"version {named['version']}")] if named and named != serving else []),
+        *([("held", _held(s["hold"]))] if s["hold"] else []),
         ("url", s["url"]),
         ("strategy", f"{s['strategy']['name']}: {s['strategy']['because']}"),
         *(("engine", f"version {e['version']}, {e['stage']} (process group {e['pid']})") for e in s["engines"]),
@@ -91,6 +92,11 @@ def _status(s: Mapping[str, Any]) -> str:
     if s["stopping"]:
         rows.append(("stopping", "yes"))
     return text.card(rows)
+
+
+def _held(hold: Mapping[str, Any]) -> str:
+    reason = f": {hold['reason']}" if hold["reason"] else ""
+    return f"at version {hold['version']} by {hold['by']} since {text.time(hold['since'])} UTC{reason}"
 
 
 def _fetching(fetching: Mapping[str, Any]) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from packtrain.cli import completing, documents, options, text
 from packtrain.cli.helptext import PROMOTE, command
 from packtrain.cli.session import Session, takes
+from packtrain.errors import UsageError
+from packtrain.model.reference import Reference
+
+if TYPE_CHECKING:
+    from packtrain.serving.journal import Hold
 
 Function = Callable[..., Any]
 
@@ -62,6 +68,59 @@ def rollback(session: Session, name: str, alias: str, to: int | None, expect: in
     """
     move = session.client.rollback(name, alias=alias, to=to, expect=expect, reason=reason)
     session.print(move, text=text.move, document=documents.move)
+
+
+@command(
+    panel=PROMOTE,
+    epilog='packtrain hold llama-finetuned/2 --local --reason "the store is away, and 3 answers in riddles"',
+)
+@options.reference
+@click.option("--local", is_flag=True, help="On this node alone; every other one is told with promote and rollback.")
+@click.option("--release", is_flag=True, help="Follow the alias again.")
+@click.option(
+    "--alias",
+    metavar="ALIAS",
+    default="production",
+    shell_complete=completing.aliases,
+    help="What this node follows; else production.",
+)
+@options.reason
+@takes("actor")
+def hold(session: Session, reference: str, local: bool, release: bool, alias: str, reason: str) -> None:
+    """Keep this node at a version, whatever its alias names.
+
+    It works while the registry and the store are away, if the version is here. The alias does not move. The ledger is
+    told when it can be reached. What follows the alias on this node changes at once, or when it is started.
+    """
+    if not local:
+        raise UsageError(
+            "a hold is for this node alone",
+            hint=f"Say so with --local. For every node: packtrain promote {reference} --to {alias}",
+        )
+    client = session.client
+    held = (
+        client.release(Reference.parse(reference).name, alias=alias, reason=reason)
+        if release
+        else client.hold(reference, alias=alias, reason=reason)
+    )
+    session.print(held, text=partial(_held, reference, alias), document=_hold_document)
+
+
+def _held(reference: str, alias: str, held: Hold | None) -> str:
+    if held is None:
+        return f"{reference}@{alias} was not held on this node"
+    if held.target is None:
+        return f"this node follows {reference}@{alias} again"
+    return f"this node is held at version {held.target.number}, whatever @{alias} names"
+
+
+def _hold_document(held: Hold | None) -> dict[str, Any]:
+    target = held.target if held else None
+    return {
+        "version": target.number if target else None,
+        "digest": str(target.digest) if target else None,
+        "changed": held is not None,
+    }
 
 
 @command(
