@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from packtrain.errors import IntegrityError
 
 if TYPE_CHECKING:
     from packtrain.flows.what import What
+    from packtrain.model.run import TrainingRun
 
 api_key = click.option(
     "--api-key", metavar="KEY", envvar="VLLM_API_KEY", default="", help="The endpoint's API key; else VLLM_API_KEY."
@@ -54,7 +56,8 @@ def what(session: Session, url: str, api_key: str) -> None:
     code 6 if something does not hold.
     """
     found = session.client.what(url, key=api_key)
-    session.print(found, text=_what, document=_what_document)
+    run = session.client.run_of(str(found.version)) if found.version else None
+    session.print(found, text=partial(_what, run), document=partial(_what_document, run))
     if wrong := [check.what for check in found.checks if not check.holds]:
         raise IntegrityError(
             f"{found.url} says that it serves {found.claim.name}/{found.claim.number}, but it does not hold that: "
@@ -112,7 +115,7 @@ def _switch(last: Mapping[str, Any]) -> str:
     )
 
 
-def _what(found: What) -> str:
+def _what(run: TrainingRun | None, found: What) -> str:
     claim, lineage, promotion = found.claim, found.lineage, found.promotion
     rows = [
         (found.url, f"{claim.name}/{claim.number}, by {claim.by}"),
@@ -129,12 +132,12 @@ def _what(found: What) -> str:
             )
         )
     if found.version is not None:
-        rows += text.lineage_rows(lineage)
+        rows += [*text.lineage_rows(lineage), *text.run_rows(run)]
     rows += [("holds" if check.holds else "DOES NOT HOLD", check.what) for check in found.checks]
     return text.card(rows)
 
 
-def _what_document(found: What) -> dict[str, Any]:
+def _what_document(run: TrainingRun | None, found: What) -> dict[str, Any]:
     return {
         "url": found.url,
         "name": found.claim.name,
@@ -144,5 +147,6 @@ def _what_document(found: What) -> dict[str, Any]:
         "registered": documents.version(found.version) if found.version else None,
         "promotion": documents.history([found.promotion])[0] if found.promotion else None,
         "lineage": documents.lineage(found.lineage),
+        "run": documents.run(run),
         "checks": [{"what": check.what, "holds": check.holds} for check in found.checks],
     }
