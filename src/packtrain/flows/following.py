@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
-from packtrain.errors import LocalDiskError, PacktrainError, PreflightRefused, Refused, Unavailable
+from packtrain.errors import LocalDiskError, PacktrainError, PreflightRefused, Refused, Unavailable, UsageError
 from packtrain.flows.serve import Supply, prepare
 from packtrain.flows.waking import Waiting
 from packtrain.model.ledger import Draft, Log, State
@@ -22,6 +22,7 @@ from packtrain.training.checkpoint import inspect
 from packtrain.training.preflight import preflight
 
 STEP = 0.5  # seconds between two looks whether there is something to be posted, or it is over
+REST = 60  # looks at the ledger until what it would not take is offered again: many nodes may only read
 JITTER = 0.2  # of the interval: a fleet that was started at once does not ask at once
 
 
@@ -135,6 +136,7 @@ class Watcher:
         self._interval, self._waiting = interval, waiting
         self._journal = journal
         self._seen, self._blind, self._log = seen, blind, log
+        self._resting = 0
         self._over = Event()
         self._now = Event()
         self._thread = Thread(target=self._watch, name="watch", daemon=True)
@@ -149,6 +151,7 @@ class Watcher:
 
     def hurry(self) -> None:
         """Something is to be posted."""
+        self._resting = 0
         self._now.set()
 
     def _watch(self) -> None:
@@ -169,6 +172,9 @@ class Watcher:
         self._now.clear()
 
     def _post(self) -> None:
+        if self._resting > 0:
+            self._resting -= 1
+            return
         for each in self._journal.read().unposted:
             what: dict[str, Any] = {
                 "action": "node.held" if isinstance(each, Hold) else "node.went_back",
@@ -178,6 +184,10 @@ class Watcher:
                 self._registry.change(self._name, lambda state, each=each: self._draft(state, each))  # type: ignore[misc]
                 self._log.info("posted", **what)
             except (Refused, LocalDiskError) as error:
+                self._log.warning("not_posted", **what, because=str(error))
+                self._resting = REST
+                return
+            except UsageError as error:  # the ledger is another than the one that this node followed
                 self._log.warning("not_posted", **what, because=str(error))
             self._journal.change(lambda memory, each=each: memory.posted(each))  # type: ignore[misc]
 
