@@ -80,6 +80,13 @@ class Collecting(Session):
         return f"{name}/{live[0] if oldest else self.chance.choice(live)}"
 
 
+def publish_for_nobody(session: Collecting) -> None:
+    """A version of bytes that no other version has and no adapter needs, archived."""
+    (session.home / "two" / "README.md").write_text("# Nobody's\n")
+    session.machines[0].run("publish", session.home / "two", "--name", "llama")
+    session.machines[0].run("archive", "llama")
+
+
 def require_only_garbage_is_gone(store: Store, home: Path, run: Callable[..., object]) -> None:
     """Every version that is not archived is whole, with its base; and nothing else is left."""
     registry = registry_of(store, home)
@@ -115,8 +122,7 @@ def test_no_race_of_processes_loses_a_byte(
         require_cache_sound(machine)
     first.run("publish", session.home / "one", "--name", "llama", "--force", "--alias", "production")
     first.run("verify", "--bytes")
-    first.run("publish", session.home / "two", "--name", "llama", "--force")
-    first.run("archive", "llama")
+    publish_for_nobody(session)
     first.environment = {**first.environment, AHEAD: "400"}
     first.run("gc", "--grace", "0s")
     require_only_garbage_is_gone(store, tmp_path, first.run)
