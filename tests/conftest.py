@@ -182,7 +182,6 @@ TRIAL = (
     "tests/engines/test_hybrid.py",
     "tests/engines/test_plugins.py",
     "tests/flows/test_mirroring_races.py",
-    "tests/programs/test_following.py",
 )
 
 
