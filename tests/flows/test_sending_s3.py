@@ -153,4 +153,5 @@ def test_one_huge_file_goes_on_in_the_middle(
     assert wire.traffic.up <= size(model) + THREADS * (SENT + 4 * MIB) + MIB
     (weights,) = [info for info in open_store(store).list("models/") if info.key.endswith(".safetensors")]
     assert weights.size == (model / "model.safetensors").stat().st_size
-    subprocess.run([program("packtrain"), "verify", "--bytes", "--store", store], check=True, capture_output=True)
+    verify_all = [program("packtrain"), "verify", "--bytes", "--store", store, "--cache-dir", str(tmp_path / "cache")]
+    subprocess.run(verify_all, check=True, capture_output=True)

@@ -32,7 +32,7 @@ from packtrain.testing.stepping import Abandoned, Inline, Memory, Stamp, Stepped
 
 T = TypeVar("T")
 
-_POOLS = ("packtrain.flows.workers", "packtrain.flows.collect", "packtrain.registry.ledger")
+_POOLS = ("packtrain.flows.workers", "packtrain.flows.collect", "concurrent.futures")  # the last for who imports late
 
 
 @dataclass(frozen=True)
