@@ -181,7 +181,6 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
 TRIAL = (
     "tests/engines/test_hybrid.py",
     "tests/engines/test_plugins.py",
-    "tests/flows/test_mirroring_races.py",
 )
 
 
