@@ -4,6 +4,7 @@ nodes with real vLLM use the same versions."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from packtrain.registry.mlflow import Mlflow
+from packtrain.testing.browser import draw_page, find_browser, read_page
 from packtrain.testing.mlflow_servers import QUIET, MlflowServer
 from packtrain.testing.servers import S3Server
 from tests.conftest import MLFLOW
@@ -38,6 +40,15 @@ print(json.dumps({
 }))
 """
 
+SMALL = """
+import sys
+from PIL import Image
+for path in sys.argv[1:]:
+    picture = Image.open(path).convert("RGB")
+    width, height = picture.size
+    picture.crop((0, 0, int(0.742 * width), height)).quantize(256).save(path, optimize=True)  # not MLflow's assistant
+"""
+
 
 @pytest.fixture(scope="module")
 def reported(
@@ -50,9 +61,12 @@ def reported(
     home = tmp_path_factory.mktemp("reported")
     for kind, source in (("sft", trained.training_yaml("v1")), ("merge", trained.merge_yaml("v1"))):
         text = source.read_text().replace(str(trained.home / "v1"), str(home))
-        text = text.replace("report_to: none", "report_to: mlflow").replace(
-            "num_train_epochs: 200", "num_train_epochs: 30"
-        )
+        for before, after in (
+            ("report_to: none", "report_to: mlflow"),
+            ("num_train_epochs: 200", "num_train_epochs: 30"),
+            ("logging_steps: 20", "logging_steps: 3"),
+        ):
+            text = text.replace(before, after)
         (home / f"{kind}.yaml").write_text(text)
     environment = {
         **engine_environment,
@@ -121,11 +135,16 @@ def test_versions_link_to_their_training(published: Cli, mlflow_postgresql: Mlfl
     assert ours.metrics["eval_accuracy"] == lineage["metrics"]["eval_accuracy"]
     assert mlflow.artifacts(ours.id) == ["export.yaml", "loss.svg", "training.yaml"]
 
+    told = published("lineage", "hybrid/1")[0]["run"]
+    assert (told["url"], told["status"]) == (mlflow.page(theirs), "FINISHED")
+    assert [tuple(point) for point in told["curves"]["loss"]] == mlflow.metric(theirs.id, "loss")
+    assert [run["id"] for run in published("compare", "hybrid/1", "hybrid/2")["runs"]] == [theirs.id, ours.id]
+
     tags = mlflow.version("hybrid", 2).tags
     assert tags["packtrain.digest"] == published("show", "hybrid/2")["digest"]
     assert (tags["packtrain.kind"], tags["packtrain.dtype"], tags["packtrain.actor"]) == (
         "merged",
-        "float32",
+        "bfloat16",
         "trainer",
     )
     assert "llamafactory 0.9" in tags["packtrain.tools"]
@@ -191,3 +210,28 @@ def test_two_nodes_serve_two_aliases_while_mlflow_comes_and_goes(
     assert shown is not None
     assert shown.aliases == {"production": 1, "candidate": 2}
     assert published("verify", "--bytes")[0]["versions"] == 2
+
+
+def test_people_see_it_in_mlflows_pages(published: Cli, mlflow_postgresql: MlflowServer, tmp_path: Path) -> None:
+    """In a real browser. With PICTURES=docs in the environment, the pictures there are taken anew."""
+    if find_browser() is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    published("promote", "hybrid/2", "--to", "candidate", "--reason", "to be looked at")
+    mlflow = Mlflow(mlflow_postgresql.url)
+    run = mlflow.page(mlflow.run(mlflow.version("hybrid", 1).run_id or ""))
+    digest = published("show", "hybrid/2")["digest"]
+    pages = {
+        "versions": (f"{mlflow.url}/#/models/hybrid", ["Version 1", "Version 2", "production", "candidate", digest]),
+        "version": (f"{mlflow.url}/#/models/hybrid/versions/2", ["Source Run", "candidate", digest, "trainer"]),
+        "run": (run, ["Finished", "train_loss", "llamafactory-cli"]),
+        "curves": (f"{run}/model-metrics", ["eval_accuracy", "Step"]),
+    }
+    pictures = Path(os.environ.get("PICTURES", tmp_path)).absolute()
+    for name, (url, texts) in pages.items():
+        shown = read_page(url, tmp_path / "browser")
+        assert [text for text in texts if text not in shown] == [], name
+    for name in ("versions", "run"):
+        picture = pictures / f"mlflow-{name}.png"
+        draw_page(pages[name][0], tmp_path / "browser", picture, width=1600, height=840)
+        subprocess.run([MLFLOW / "bin" / "python", "-c", SMALL, picture], check=True)
+        assert 10_000 < picture.stat().st_size < 200_000, "a blank page is smaller"
