@@ -24,12 +24,14 @@ from packtrain.storage import open_store
 from packtrain.wiring import Parts, open_source, wire
 
 if TYPE_CHECKING:
+    from packtrain.flows.attest import Attested
     from packtrain.flows.caching import Checked, Listing, Removed
     from packtrain.flows.catalog import Entry
     from packtrain.flows.check import Verdict
     from packtrain.flows.doctor import Check
     from packtrain.flows.fetch import Outlook
     from packtrain.flows.garbage import Collected
+    from packtrain.flows.gate import Gated
     from packtrain.flows.in_place import InPlace
     from packtrain.flows.promote import Move
     from packtrain.flows.publish import Published
@@ -663,8 +665,39 @@ class Client:
         journal = Journal(self._journal(name, alias))
         return release(journal, by=self.settings.actor, reason=reason, clock=self._parts.clock)
 
+    def gate(
+        self,
+        reference: str,
+        arguments: Sequence[str] = (),
+        *,
+        prompts: str | os.PathLike[str] | None = None,
+        anew: bool = False,
+    ) -> Gated:
+        """Starts an engine on a version, with ``arguments`` as `serve` takes them, and holds its answers against the
+        version's golden outputs, or makes them these if it has none. The result is kept and in the ledger."""
+        from packtrain.flows.gate import Request, gate
+
+        parts = self._parts
+        return gate(
+            parts.store,
+            parts.registry,
+            self._supply(False, self._reporter),
+            Request(Reference.parse(reference), tuple(arguments), _path(prompts), anew),
+            vllm=self.settings.vllm,
+            reporter=self._reporter,
+            clock=parts.clock,
+        )
+
+    def attest(self, url: str, *, key: str = "") -> Attested:
+        """Whether an endpoint answers as the golden outputs of the version that it names."""
+        from packtrain.flows.attest import attest
+        from packtrain.serving.asking import Endpoint
+
+        return attest(self._parts.store, self._parts.registry, Endpoint.parse(url, key))
+
     def _follow(self, reference: Reference, arguments: Sequence[str], verify: bool) -> int:
         from packtrain.flows.follow import Manner, Place, follow
+        from packtrain.flows.judging import Judge
         from packtrain.model.rollout import Limits
 
         settings, parts = self.settings, self._parts
@@ -690,6 +723,7 @@ class Client:
                 parts.cache.boot,
             ),
             clock=parts.clock,
+            judge=Judge(parts.store, parts.registry, home / "golden"),
         )
 
     def _journal(self, name: str, alias: str) -> Path:

@@ -503,6 +503,17 @@ def test_a_policy_is_shown_changed_and_kept(published: Mirrored, mirrored: Calla
         policy(published.registry, "nobody", Change(protect=["x"]))
 
 
+def test_what_has_not_passed_its_gate_is_moved_back(published: Mirrored) -> None:
+    policy(published.registry, "llama", Change(gate=["production"]))
+    published.shown["production"] = 2
+    assert published.state.aliases == {"production": 1}
+    assert published.history()[-2:] == ["alias.restored", "alias.settled"]
+    digest = published.state.versions[2].digest
+    published.registry.change("llama", lambda state: state.attach(digest, "gate", digest))
+    published.shown["production"] = 2
+    assert published.state.aliases == {"production": 2}
+
+
 # Whatever fails
 
 

@@ -6,6 +6,7 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 
 from packtrain.model.digest import Digest
+from packtrain.model.golden import Answer, Check, Golden, Prompt, encode_result
 from packtrain.model.ledger import Draft, Log, timestamp
 from packtrain.model.lineage import Dataset, Lineage, Parent
 from packtrain.model.manifest import Base, Chunk, FileEntry, Manifest
@@ -53,6 +54,37 @@ ADAPTERS = {
 }
 
 MANIFESTS = {"merged": MERGED, "merged-again": MERGED.again(), **ADAPTERS}
+
+GOLDEN_OUTPUTS = Golden(
+    digest=Digest(hex_of("a version")),
+    made_with={"packtrain": "0.1.0", "vllm": "0.32.0+cpu", "arguments": "--dtype bfloat16"},
+    source="v1-eval, of the training's evaluation",
+    answers=(
+        (
+            Prompt(messages=(("system", "Be brief."), ("user", "Où allez-vous ?"))),
+            Answer(
+                (505, 17, 4),
+                (9, 509),
+                ({17: -1_204_112, 3: -900_000}, {4: -5}, {9: -210_003, 12: -1_700_000}, {509: 0}),
+            ),
+        ),
+        (Prompt(text="def add(a, b):"), Answer((1, 2), (3,), ({2: -20_000_000, 3: -1}, {3: -333_333, 7: -1_250_000}))),
+    ),
+)
+
+GATE_RESULT = encode_result(
+    GOLDEN_OUTPUTS.digest,
+    Digest.of(GOLDEN_OUTPUTS.encode()),
+    GOLDEN_OUTPUTS.made_with,
+    [
+        Check("answers", True, "it answers"),
+        Check(
+            "as the adapter on its base",
+            False,
+            "not as the adapter on its base: 'def add(a, b):' is answered otherwise",
+        ),
+    ],
+)
 
 LINEAGE = Lineage(
     base=Parent(

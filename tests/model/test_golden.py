@@ -17,12 +17,21 @@ from pathlib import Path
 import pytest
 
 from packtrain.model.digest import Digest
+from packtrain.model.golden import Golden
 from packtrain.model.lease import Holder, Lease, lease_key
 from packtrain.model.ledger import Log, event_key
 from packtrain.model.lineage import Lineage, record_key
 from packtrain.model.manifest import Manifest
 from packtrain.model.mirror import Policy
-from tests.model.examples import LINEAGE, MANIFESTS, hex_of, ledger_that_mlflow_shows, ledger_with_every_action
+from tests.model.examples import (
+    GATE_RESULT,
+    GOLDEN_OUTPUTS,
+    LINEAGE,
+    MANIFESTS,
+    hex_of,
+    ledger_that_mlflow_shows,
+    ledger_with_every_action,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -41,6 +50,8 @@ DIGESTS = {
     "adapter-of-a-revision.manifest.json": "ae18bab6c7a44f6c6da91a4c989c3cc38ee68dcc0d881f2528af92224748db02",
     "adapter-of-nothing-known.manifest.json": "b6bf57af0fc014062f312a5c8f76e888a58150861dc043a9d67b0828386615cb",
     "every-action.ledger.jsonl": "d1a7014f27edbec579936f24a03ce3e9079742a3ebca351c9cc75933ff398639",
+    "golden-outputs.json": "2d0d76859c6a180b815b2054440db4676a0bbcefede8bfc3235340017c617661",
+    "gate-result.json": "7ea3cfa3164dbd7357461966ccadcc06bd560c2b4ded7555d2ae6baeacbadee1",
     "lease.json": "3816b5bf70233b50f9974f67260d4bd26005c2fb9e7db8f8789e1c5709c3f253",
     "mlflow.ledger.jsonl": "d114f9a5c834b4108bcc5ce64f0d8e499dcc87630e842d2d37ede95475b77f3c",
     "lineage.json": "dc381f8155e65b2e1614c5fcdb0092a88c67389e8fff4e16fa85bf456d252eb9",
@@ -110,6 +121,16 @@ def test_lineage() -> None:
     data = golden("lineage.json")
     assert LINEAGE.encode() == data
     assert Lineage.decode(data, expect=Digest(DIGESTS["lineage.json"])) == LINEAGE
+
+
+def test_golden_outputs() -> None:
+    data = golden("golden-outputs.json")
+    assert GOLDEN_OUTPUTS.encode() == data
+    assert Golden.decode(data, expect=Digest(DIGESTS["golden-outputs.json"])) == GOLDEN_OUTPUTS
+
+
+def test_result_of_a_gate() -> None:
+    assert golden("gate-result.json") == GATE_RESULT
 
 
 def test_lease() -> None:

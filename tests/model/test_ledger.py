@@ -16,6 +16,7 @@ from packtrain.model import canonical
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import GENESIS, Draft, Event, Log, timestamp
 from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.mirror import Policy
 from packtrain.model.reference import Reference
 from tests.model.examples import MERGED, Writer, hex_of, ledger_with_every_action
 from tests.model.strategies import mutations
@@ -57,6 +58,30 @@ def values() -> list[dict[str, Any]]:
 
 
 # Decisions
+
+
+def test_a_gated_alias_takes_what_passed_its_last_gate() -> None:
+    writer = with_versions(2)
+    writer.append(writer.log.state.set_policy(Policy(gated=frozenset({"production"}))))
+    digest = writer.log.state.versions[2].digest
+
+    def attach(kind: str, record: str) -> None:
+        draft = writer.log.state.attach(digest, kind, Digest(hex_of(record)))
+        assert draft is not None
+        writer.append(draft)
+
+    with pytest.raises(Refused, match="m/2 has not passed a gate") as refused:
+        writer.log.state.promote("production", 2)
+    assert refused.value.advice.endswith("packtrain gate m/2")
+    assert writer.log.state.promote("staging", 2) is not None
+    attach("golden", "golden")
+    attach("gate", "passed")
+    assert writer.log.state.promote("production", 2) is not None
+    attach("gate.failed", "failed")
+    with pytest.raises(Refused, match="m/2 failed its gate"):
+        writer.log.state.promote("production", 2)
+    attach("gate", "passed")
+    assert writer.log.state.promote("production", 2) is not None
 
 
 def test_promote_and_expect() -> None:

@@ -11,7 +11,7 @@ import click
 from packtrain.cli import completing
 from packtrain.cli.helptext import Setting
 from packtrain.cli.terminal import answer, say
-from packtrain.errors import UsageError, disk_error
+from packtrain.errors import PacktrainError, UsageError, disk_error, exit_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,6 +137,12 @@ class Session:
             answer(json.dumps(document(result)))
         else:
             answer(text(result))
+
+    def wrong(self, error: PacktrainError) -> int:
+        """What was printed is not as it should be. Programs read that in it, and get the exit code; people are told."""
+        if self.as_json:
+            return exit_code(error)
+        raise error
 
     def draw(self, path: Path, picture: str) -> None:
         """A picture, into a file of the user's."""

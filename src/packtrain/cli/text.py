@@ -250,6 +250,8 @@ def _in_words(action: str, d: Mapping[str, Any]) -> str:
         case "publish.begin":
             return f"began to publish {d['digest'][:12]}"
         case "attached":
+            if told := {"gate": "passed its gate", "gate.failed": "failed its gate"}.get(d["kind"]):
+                return f"{told}: {d['digest'][:12]}"
             return f"attached {d['kind']} {d['sha256'][:12]} to {d['digest'][:12]}"
         case "version.created":
             return f"created version {d['version']} ({d['kind']}, {size(d['size'])}, {d['digest'][:12]})"

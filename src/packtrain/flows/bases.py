@@ -170,7 +170,7 @@ def _identity(directory: Path, what: str, registry: Registry, reporter: Reporter
         reporter.note(f"the {what} in {directory} is {version}, by its {FILE_NAME}")
         return version.payload, version
     reporter.note(f"reading the {what} in {directory} to find out whether it is published")
-    payload = _payload(directory, what, reporter)
+    payload = payload_of(directory, what, reporter)
     if (version := holder(registry, payload)) is not None:
         reporter.note(f"the {what} is {version}")
     return payload, version
@@ -187,7 +187,8 @@ def _pulled(directory: Path, registry: Registry) -> ModelVersion | None:
     return version if version and version.digest == manifest.digest else None
 
 
-def _payload(directory: Path, what: str, reporter: Reporter) -> Digest:
+def payload_of(directory: Path, what: str, reporter: Reporter) -> Digest:
+    """The identity of a model's exported bytes. Reads them all. Raises Refused."""
     model = inspect(directory)
     if model.findings:
         raise Refused(f"the {what} in {directory} cannot be read: {model.findings[0]}", hint=model.findings[0].fix)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from packtrain.errors import NotFound
-from packtrain.model.ledger import Event
+from packtrain.errors import IntegrityError, NotFound
+from packtrain.model.golden import Golden
+from packtrain.model.ledger import GOLDEN, Event, State
 from packtrain.model.lineage import Lineage, record_key
 from packtrain.model.reference import Reference, check_name
 from packtrain.model.version import ModelVersion
@@ -64,6 +65,18 @@ def read_lineage(store: Store, version: ModelVersion) -> Lineage | None:
     if version.lineage is None:
         return None
     return Lineage.decode(store.get(record_key(version.name, version.lineage)), expect=version.lineage)
+
+
+def read_golden(store: Store, state: State, version: ModelVersion) -> Golden | None:
+    """The golden outputs of a version, or None if none were recorded. Raises IntegrityError if they were changed, or
+    belong to another."""
+    record = state.records.get(version.digest, {}).get(GOLDEN)
+    if record is None:
+        return None
+    golden = Golden.decode(store.get(record_key(version.name, record)), expect=record)
+    if golden.digest != version.digest:
+        raise IntegrityError(f"the golden record {record}, attached to {version}, is of {golden.digest}")
+    return golden
 
 
 def _no_model(name: str) -> NotFound:

@@ -53,11 +53,11 @@ from packtrain.serving import Arguments, find_vllm
 from packtrain.serving import devices as hardware
 from packtrain.serving.arguments import Endpoint
 from packtrain.serving.edge import Edge
-from packtrain.serving.gate import Answering, Verdict, basic_gate
+from packtrain.serving.gate import Answering, Verdict, gate
 from packtrain.serving.journal import Journal, Memory
 from packtrain.serving.keeper import Keeper
 from packtrain.serving.metrics import Metrics
-from packtrain.serving.processes import adopting_orphans
+from packtrain.serving.processes import adopting_orphans, free_port
 from packtrain.serving.proxy import Proxy
 from packtrain.serving.runs import RunFile, end_abandoned
 from packtrain.serving.traffic import Backend, Traffic
@@ -126,7 +126,7 @@ def follow(
 
 
 def _judge(engine: Answering, version: ModelVersion) -> Verdict:  # noqa: ARG001 - a judge may need it
-    return basic_gate(engine)
+    return gate(engine)
 
 
 @dataclass(slots=True)
@@ -181,6 +181,7 @@ class _Supervisor:
         self._without_service = 0.0
         self._started = clock.now()
         self._last_switch: dict[str, Any] | None = None
+        self._verdicts: dict[Digest, Verdict] = {}
         self._metrics = Metrics()
         self._key = arguments_key(arguments) or secrets.token_urlsafe(24)  # what engines ask for
         keys = (*(arguments.values("--api-key") or ()), *filter(None, [os.environ.get("VLLM_API_KEY")]))
@@ -397,7 +398,7 @@ class _Supervisor:
     def _start(self, engine: Engine) -> None:
         held = self._held[engine.target.digest]
         version = held.version
-        port = _free_port()
+        port = free_port()
         devices = self._free_devices()
         environment = {**held.launch.environment, **hardware.environment(devices), "VLLM_API_KEY": self._key}
         launch = replace(held.launch, arguments=self._arguments.behind(port), environment=environment)
@@ -462,10 +463,14 @@ class _Supervisor:
 
     def _gated(self, engine: Engine, verdict: Verdict) -> None:
         result = "passed" if verdict.passed else "failed"
+        self._verdicts[engine.target.digest] = verdict
         self._metrics.gates.labels(result).inc()
         self._metrics.gate_seconds.observe(verdict.seconds)
         level = 20 if verdict.passed else 40
-        more = {} if verdict.passed else {"because": verdict.reason}
+        more = {"because": verdict.reason} if verdict.reason else {}
+        if verdict.golden is not None:
+            more["golden"] = str(verdict.golden)
+            self._metrics.gate_distance.labels(str(engine.target.number)).set(verdict.golden.distance)
         self._log.log(level, f"gate_{result}", version=engine.target.number, seconds=round(verdict.seconds, 2), **more)
         self._state = self._state.gated(
             engine.number, passed=verdict.passed, reason=f"the gate: {verdict.reason}", now=self._now
@@ -605,6 +610,7 @@ class _Supervisor:
             "named": _target(state.named.current) if state.named else None,
             "serving": _target(served) if served else None,
             "hold": self._describe_hold(),
+            "gate": _verdict(self._verdicts.get(served.digest)) if served else None,
             "watched": state.watched_until is not None,
             "strategy": {"name": self._fit.strategy, "asked": self._manner.strategy, "because": self._fit.why},
             "engines": [self._describe_engine(engine) for engine in state.engines.values()],
@@ -667,12 +673,24 @@ def arguments_key(arguments: Arguments) -> str:
     return configured[0] if configured else ""
 
 
+def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    golden = verdict.golden
+    return {
+        "passed": verdict.passed,
+        "seconds": round(verdict.seconds, 3),
+        "golden": {
+            "prompts": golden.prompts,
+            "tokens": golden.tokens,
+            "equal": golden.equal,
+            "distance": round(golden.distance, 6),
+            "shift": round(golden.shift, 6),
+        }
+        if golden
+        else None,
+    }
+
+
 def _target(target: Target) -> dict[str, Any]:
     return {"version": target.number, "digest": str(target.digest), "event": target.promotion}
-
-
-def _free_port() -> int:
-    """A port of the loopback that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -15,7 +15,7 @@ from packtrain.flows.serve import Supply, prepare
 from packtrain.flows.waking import Waiting
 from packtrain.model.ledger import Draft, Log, State
 from packtrain.model.version import ModelVersion
-from packtrain.ports import Registry
+from packtrain.ports import Registry, Reporter
 from packtrain.serving import Arguments, Launch
 from packtrain.serving.journal import Hold, Journal, Unposted
 from packtrain.training.checkpoint import inspect
@@ -77,11 +77,11 @@ class Held:
         self.supply.__exit__(None, None, None)
 
 
-def fetch(registry: Registry, supply: Supply, version: ModelVersion, arguments: Arguments, progress: Progress) -> Held:
+def fetch(registry: Registry, supply: Supply, version: ModelVersion, arguments: Arguments, reporter: Reporter) -> Held:
     """Brings a version and its base here. Raises Unservable, Abandoned, and PacktrainError for what is tried again."""
     supply.__enter__()
     try:
-        launch = prepare(registry, supply, version, arguments, progress)
+        launch = prepare(registry, supply, version, arguments, reporter)
         paths = [launch.adapter.path] if launch.adapter else []
         paths += [Path(launch.model)] if Path(launch.model).is_absolute() else []
         if launch.adapter is None:

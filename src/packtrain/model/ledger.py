@@ -10,7 +10,8 @@ rests on the state it extends.
 Actions of schema 1, with their details:
 
     publish.begin      digest, publish_id, lease_until      before the first upload; again to renew the lease
-    attached           digest, kind, sha256                 a record (lineage, ...) that belongs to a manifest digest
+    attached           digest, kind, sha256                 a record that belongs to a manifest digest: lineage, golden,
+                                                            gate (it passed one) or gate.failed, which end each other
     version.created    version, digest, payload, kind, size, publish_id, [code], [base {name, version, digest}]
     alias.promoted     alias, from, to, reason
     alias.rolled_back  alias, from, to, reason
@@ -54,6 +55,8 @@ from packtrain.model.version import BaseVersion, ModelVersion
 
 SCHEMA = "packtrain.ledger/1"
 GENESIS = "0" * 64  # what the first event names as the one before it
+GOLDEN = "golden"  # kinds of records
+GATE, GATE_FAILED = "gate", "gate.failed"  # of which the newest counts
 MOVES = frozenset({"alias.promoted", "alias.rolled_back", "alias.adopted"})  # actions that point an alias elsewhere
 
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
@@ -248,6 +251,10 @@ class State:
         """Oldest first. Several, if a version was published again."""
         return [version for _, version in sorted(self.versions.items()) if version.digest == digest]
 
+    def passed_gate(self, digest: Digest) -> bool:
+        """Whether the last gate that a version was put through was passed."""
+        return GATE in self.records.get(digest, {})
+
     def uncondemned(self, manifest: Manifest) -> Manifest:
         """The same files under the first digest that can be named."""
         while manifest.digest in self.condemned:
@@ -314,10 +321,12 @@ class State:
             )
         if current == number:
             return None
-        if alias in self.policy.gated and "gate" not in self.records.get(version.digest, {}):
+        if alias in self.policy.gated and not self.passed_gate(version.digest):
+            failed = GATE_FAILED in self.records.get(version.digest, {})
             raise Refused(
-                f"{version} has not passed a gate, which the policy of {self.name} demands for @{alias}",
-                hint=f"See: packtrain policy {self.name}",
+                f"{version} {'failed its' if failed else 'has not passed a'} gate, which the policy of {self.name} "
+                f"demands for @{alias}",
+                hint=f"Run it, on a machine with vLLM: packtrain gate {version}",
             )
         return Draft("alias.promoted", {"alias": alias, "from": current, "to": number, "reason": reason})
 
@@ -509,13 +518,18 @@ def _begin(state: State, event: Event) -> State:
     return replace(state, publishes={**state.publishes, d["publish_id"]: opened})
 
 
+_ENDS = {GATE: GATE_FAILED, GATE_FAILED: GATE}
+
+
 def _attached(state: State, event: Event) -> State:
     d = event.details
     digest, record = Digest(d["digest"]), Digest(d["sha256"])
     _refuse_condemned(state, record)
     if not state.versions_of(digest):
         _refuse_condemned(state, digest)
-    records = {**state.records, digest: {**state.records.get(digest, {}), _text(d["kind"]): record}}
+    ended = _ENDS.get(_text(d["kind"]))
+    before = {kind: each for kind, each in state.records.get(digest, {}).items() if kind != ended}
+    records = {**state.records, digest: {**before, d["kind"]: record}}
     versions = dict(state.versions)
     if d["kind"] == "lineage":
         for number, version in versions.items():

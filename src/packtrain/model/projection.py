@@ -45,6 +45,8 @@ def drifts(state: State, shown: Shown, late_since: str) -> Iterator[Drift]:
             yield Drift(alias, have, want, "restored")
         elif have not in state.versions or state.versions[have].archived:
             yield Drift(alias, have, want, "foreign")
+        elif alias in state.policy.gated and not state.passed_gate(state.versions[have].digest):
+            yield Drift(alias, have, want, "restored")
         else:
             yield Drift(alias, have, want, "adopted")
 

@@ -99,6 +99,16 @@ def claim(endpoint: Endpoint) -> Claim:
     return Claim(name, int(number), digest, by)
 
 
+def served_name(endpoint: Endpoint, name: str) -> str:
+    """What the endpoint calls the registered model ``name``: that, if it does. Raises NotFound if it serves nothing."""
+    models = endpoint.ask("/v1/models").document
+    try:
+        names = [str(each["id"]) for each in models["data"]]
+        return name if name in names else names[0]
+    except (KeyError, IndexError, TypeError):
+        raise NotFound(f"{endpoint.url} does not say which models it serves") from None
+
+
 def _fingerprint(endpoint: Endpoint, models: Reply) -> tuple[str, str, str]:
     """Version and digest in an answer's ``system_fingerprint`` (``NAME/3@9f86d081884c``): of a vLLM without a proxy."""
     try:

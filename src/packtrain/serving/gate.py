@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packtrain.model.golden import Comparison, Golden, compare, in_short
 from packtrain.serving.arguments import Endpoint
+from packtrain.serving.golden import NoTemplate, Unanswered, check_status, replay
 
 WITHIN = 300.0  # seconds for one answer: the first one compiles (vLLM 0.32 on a CPU: up to 40 s)
 TOKENS = 8
@@ -45,35 +47,37 @@ class Answering:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``reason``: why it did not pass, or nothing. ``seconds`` that it took."""
+    """``reason``: why it did not pass, or nothing. ``seconds`` that it took. ``golden``: how its answers compare with
+    golden ones, if it was held against some."""
 
     reason: str = ""
     seconds: float = 0.0
+    golden: Comparison | None = None
 
     @property
     def passed(self) -> bool:
         return not self.reason
 
 
-class _FailedError(Exception):
-    """What was wrong with an answer."""
-
-
-def basic_gate(engine: Answering) -> Verdict:
+def gate(engine: Answering, golden: Golden | None = None) -> Verdict:
     """Whether an engine is healthy and answers: a completion and a chat, of the tokens that were asked for, with finite
-    log-probabilities, in finite time. These also warm it up."""
+    log-probabilities, in finite time. These also warm it up. Then, whether it answers as ``golden`` has it."""
     began = time.monotonic()
+    compared: Comparison | None = None
+    reason = ""
     try:
         _require(engine, "/health", None)
         _check_completion(engine)
         _check_chat(engine)
-        reason = ""
-    except _FailedError as error:
+        if golden is not None:
+            compared = compare(golden, replay(engine.ask, engine.model, golden))
+            reason = in_short(compared.differences)
+    except Unanswered as error:
         reason = str(error)
     except (OSError, http.client.HTTPException) as error:
         kind = "timed out" if isinstance(error, TimeoutError) else f"broke off ({error!r})"
         reason = f"a request {kind}"
-    return Verdict(reason, time.monotonic() - began)
+    return Verdict(reason, time.monotonic() - began, compared)
 
 
 def _check_completion(engine: Answering) -> None:
@@ -92,9 +96,10 @@ def _check_chat(engine: Answering) -> None:
         **_SHAPE,
     }
     status, answer = engine.ask("/v1/chat/completions", body)
-    if status == http.client.BAD_REQUEST and "chat template" in json.dumps(answer):
+    try:
+        check_status("/v1/chat/completions", status, answer)
+    except NoTemplate:
         return  # a base model: it has no chat, and its clients do not ask for one
-    _check_status("/v1/chat/completions", status, answer)
     choice = _choice(answer, "a chat")
     entries = (choice.get("logprobs") or {}).get("content") or []
     _check_numbers([entry.get("logprob") for entry in entries], "a chat")
@@ -105,14 +110,8 @@ _SHAPE = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
 
 def _require(engine: Answering, path: str, body: Mapping[str, Any] | None) -> Any:
     status, answer = engine.ask(path, body)
-    _check_status(path, status, answer)
+    check_status(path, status, answer)
     return answer
-
-
-def _check_status(path: str, status: int, answer: Any) -> None:
-    if status != http.client.OK:
-        said = (answer.get("error") or {}).get("message", "") if isinstance(answer, dict) else ""
-        raise _FailedError(f"{path} answered {status}" + (f": {said}" if said else ""))
 
 
 def _choice(answer: Any, what: str) -> Mapping[str, Any]:
@@ -120,14 +119,14 @@ def _choice(answer: Any, what: str) -> Mapping[str, Any]:
         choice: Mapping[str, Any] = answer["choices"][0]
         tokens = int(answer["usage"]["completion_tokens"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise _FailedError(f"{what} was answered with something else: {str(answer)[:200]}") from error
+        raise Unanswered(f"{what} was answered with something else: {str(answer)[:200]}") from error
     if tokens < 1:
-        raise _FailedError(f"{what} was answered with nothing")
+        raise Unanswered(f"{what} was answered with nothing")
     return choice
 
 
 def _check_numbers(logprobs: list[Any], what: str) -> None:
     if not logprobs:
-        raise _FailedError(f"{what} was answered without log-probabilities")
+        raise Unanswered(f"{what} was answered without log-probabilities")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in logprobs):
-        raise _FailedError(f"{what} was answered with log-probabilities that are no numbers: {str(logprobs)[:200]}")
+        raise Unanswered(f"{what} was answered with log-probabilities that are no numbers: {str(logprobs)[:200]}")

@@ -23,7 +23,7 @@ PATIENCE = 10.0  # seconds for each of these; a busy API server may take a while
 class Keeper:
     """``healthy()``, ``sick(reason)`` and ``gone(reason)`` are told from its thread: the first when the engine answers
     for the first time, the second when it does not get there within ``start_within`` seconds or stops answering, the
-    third once, when no process of it is left.
+    third once, when no process of it is left. What the engine prints goes to ``output``, or where ours does.
 
     Make it in the main thread (`processes.spawn`).
     """
@@ -39,6 +39,7 @@ class Keeper:
         healthy: Callable[[], None],
         sick: Callable[[str], None],
         gone: Callable[[str], None],
+        output: int | None = None,
     ) -> None:
         endpoint = launch.arguments.endpoint
         assert endpoint is not None
@@ -51,7 +52,7 @@ class Keeper:
         self._killed = ""  # why, if we did
         self._ending = Lock()  # of the pipe
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._process: subprocess.Popen[bytes] = spawn(launch, executable, keep_fds)
+        self._process: subprocess.Popen[bytes] = spawn(launch, executable, keep_fds, output=output)
         self._thread = Thread(target=self._keep, name=f"engine-{self._process.pid}", daemon=True)
         self._thread.start()
 

@@ -61,6 +61,9 @@ class Metrics:
         )
         self.gates = Counter("packtrain_gates", "Gates", ["result"], registry=r)
         self.gate_seconds = Histogram("packtrain_gate_duration_seconds", "Gates", buckets=LONG, registry=r)
+        self.gate_distance = Gauge(
+            "packtrain_gate_distance_nats", "Between a version's answers and its golden ones", ["version"], registry=r
+        )
         self.restarts = Counter("packtrain_engine_failures", "Engines that failed or died", registry=r)
         self.without_service = Counter(
             "packtrain_without_service_seconds",

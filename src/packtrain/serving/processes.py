@@ -11,6 +11,7 @@ import ctypes
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -30,13 +31,18 @@ PROBE_TIMEOUT = 2.0  # seconds
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
-def spawn(launch: Launch, executable: str, keep_fds: Collection[int]) -> subprocess.Popen[bytes]:
-    """Starts an engine, which inherits ``keep_fds`` (the pins) and our standard streams. SIGTERM reaches it when the
-    calling thread ends, even if we are killed: so call it from the main thread. Raises UsageError before that."""
+def spawn(
+    launch: Launch, executable: str, keep_fds: Collection[int], *, output: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts an engine, which inherits ``keep_fds`` (the pins) and our standard streams, or prints to ``output``.
+    SIGTERM reaches it when the calling thread ends, even if we are killed: so call it from the main thread. Raises
+    UsageError before that."""
     command = command_line(launch, executable)
     return subprocess.Popen(
         [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command],
         env=environment(launch),
+        stdout=output,
+        stderr=output,
         pass_fds=tuple(keep_fds),
         start_new_session=True,
     )
@@ -52,6 +58,13 @@ def is_healthy(endpoint: Endpoint, timeout: float = PROBE_TIMEOUT) -> bool:
         return False
     finally:
         connection.close()
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def end_group(engine: subprocess.Popen[bytes], clock: Clock) -> None:

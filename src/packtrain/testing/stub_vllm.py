@@ -7,9 +7,14 @@ What it has in common with `vllm serve`, so far as starting, watching and stoppi
 - the arguments that Packtrain gives, with vLLM's rules for them; others are ignored;
 - the port is taken at once, and listened on only when the model is "loaded": when PATH holds what a model needs;
 - a child process, as vLLM's engine core is, which is left behind if this process is killed;
-- /health, /load, /metrics, /v1/models, /v1/completions, /v1/chat/completions, streamed or not, `system_fingerprint`;
+- /health, /version, /load, /metrics, /v1/models, /v1/completions, /v1/chat/completions, streamed or not, and
+  `system_fingerprint`;
 - VLLM_API_KEY, for what lies below /v1;
 - SIGTERM and SIGINT end it with 0; with --shutdown-timeout, after the requests in flight.
+
+With `return_token_ids` an answer also says token ids, and a prompt that is a list of them gets `prompt_logprobs`, which
+agree: the likeliest token after some others depends on these and on the weights. A chat's tokens depend on the chat
+template.
 
 An answer depends on the question and on the SHA-256 of the weights, so that it shows which version gave it; it has as
 many words as tokens were asked for, and at least four. /stub/processes gives the process ids. Knobs, by environment:
@@ -29,6 +34,7 @@ and by a file in the model, `stub_vllm.json`, so that one version behaves as no 
     thinks: SECONDS   before the first word of a stream
     lives: N          requests; with the next one it kills itself, half way into the answer if that is streamed
     fails_after: N    requests; to the others the answer is an error
+    drifts: NATS      its log-probabilities, each to where it likes
 
 It needs nothing but the standard library and runs as a file: `write_executable` makes a command of it.
 """
@@ -54,6 +60,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 TICK = 0.02  # seconds
+RIVALS = 20
 ORPHANED_CHILD_LIVES = 60.0  # seconds; then it ends, so that a failing test leaves nothing for good
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -72,13 +79,35 @@ class CannotServeError(Exception):
 class Model:
     """A name that can be asked for, and the digest of the weights that answer."""
 
-    def __init__(self, name: str, root: str, weights: Sequence[Path], parent: str | None = None) -> None:
+    def __init__(
+        self, name: str, root: str, weights: Sequence[Path], parent: str | None = None, template: Path | None = None
+    ) -> None:
         digest = hashlib.sha256()
         for path in weights:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         self.name, self.root, self.parent = name, root, parent
+        template = template or Path(root, "chat_template.jinja")
+        self.template = template.read_bytes() if template.is_file() else b""
         self.digest = digest.hexdigest()
+
+    def render(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        return [*hashlib.sha256(self.template).digest()[:4], *json.dumps(messages).encode()]
+
+    def likeliest(self, tokens: Sequence[int], drifts: float = 0.0) -> dict[int, float]:
+        """What may come after some tokens, by how likely it is."""
+        seed = hashlib.sha256(f"{self.digest}\n{list(tokens)}".encode()).digest()
+        ranked = dict.fromkeys(seed[:RIVALS])
+        return {
+            token: -0.2 - 1.1 * rank + (drifts if (token + len(tokens)) % 2 else -drifts)
+            for rank, token in enumerate(ranked)
+        }
+
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        found = list[int]()
+        for _ in range(count):
+            found.append(next(iter(self.likeliest([*tokens, *found]))))
+        return found
 
     def answer(self, prompt: str, tokens: int = 0) -> str:
         words = ["weights", self.digest[:12], "say"]
@@ -116,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             self.health()
+        elif self.path == "/version":
+            self.send({"version": "stub"})
         elif self.path == "/load":
             self.send({"server_load": self.server.in_flight})
         elif self.path == "/metrics":
@@ -193,6 +224,9 @@ class Handler(BaseHTTPRequestHandler):
             case _:
                 pass
         chat = self.path == "/v1/chat/completions"
+        if request.get("prompt_logprobs"):
+            self.score(model, request)
+            return
         text = model.answer(json.dumps(request["messages" if chat else "prompt"]), int(request.get("max_tokens") or 0))
         words = [] if behaviour.get("answers") == "empty" else text.split(" ")
         if request.get("stream"):
@@ -204,8 +238,24 @@ class Handler(BaseHTTPRequestHandler):
         said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         logprobs = self.logprobs(words, chat) if request.get("logprobs") else None
         usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": 1 + len(words)}
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs, **said}
-        self.send({**self.envelope(model, self.completions[self.path]), "choices": [choice], "usage": usage})
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": logprobs, **said}
+        document = {**self.envelope(model, self.completions[self.path]), "choices": [choice], "usage": usage}
+        if request.get("return_token_ids"):
+            prompt = model.render(request["messages"]) if chat else list(str(request["prompt"]).encode())
+            choice["token_ids"] = model.greedy(prompt, int(request["max_tokens"]))
+            (document if chat else choice)["prompt_token_ids"] = prompt
+        self.send(document)
+
+    def score(self, model: Model, request: dict[str, Any]) -> None:
+        """As vLLM: nothing about the first token, and of each other one its rivals and itself."""
+        sequence, drifts = request["prompt"], float(self.server.behaviour.get("drifts", 0))
+        scores: list[dict[str, Any] | None] = [None]
+        for place in range(1, len(sequence)):
+            likely = model.likeliest(sequence[:place], drifts)
+            likely.setdefault(sequence[place], -30.0)
+            scores.append({str(token): {"logprob": score} for token, score in likely.items()})
+        choice = {"index": 0, "finish_reason": "length", "text": "", "logprobs": None, "prompt_logprobs": scores}
+        self.send({**self.envelope(model, "text_completion"), "choices": [choice]})
 
     def envelope(self, model: Model, kind: str) -> dict[str, Any]:
         return {
@@ -295,6 +345,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     serve.add_argument("--enable-lora", action="store_true")
     serve.add_argument("--max-lora-rank", type=int, choices=LORA_RANKS, default=16)
     serve.add_argument("--lora-modules", nargs="+", default=[])
+    serve.add_argument("--chat-template", type=Path)
     serve.add_argument("--shutdown-timeout", type=int, default=0)
     return parser.parse_known_args(arguments)[0]
 
@@ -337,12 +388,14 @@ def load(wanted: argparse.Namespace) -> list[Model]:
     root = Path(wanted.model)
     weights = base_weights(root)
     names = wanted.served_model_name or [wanted.model]
-    models = [Model(name, wanted.model, weights) for name in names]
+    models = [Model(name, wanted.model, weights, template=wanted.chat_template) for name in names]
     for module in wanted.lora_modules:
         name, _, path = module.partition("=")
         if module.startswith("{"):
             name, path = (json.loads(module)[key] for key in ("name", "path"))
-        models.append(Model(name, path, [*weights, adapter_weights(Path(path), wanted)], parent=names[0]))
+        models.append(
+            Model(name, path, [*weights, adapter_weights(Path(path), wanted)], names[0], wanted.chat_template)
+        )
     return models
 
 

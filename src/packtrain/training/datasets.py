@@ -38,6 +38,11 @@ def _digests(folder: Path | None, entry: Any) -> dict[str, str]:
     return {path: digest for path, file in files.items() if (digest := _sha256(file))}
 
 
+def is_still(path: Path, sha256: str) -> bool:
+    """Whether a file is here and what it was when it was described."""
+    return _sha256(path) == sha256
+
+
 def _sha256(path: Path) -> str | None:
     try:
         with open_regular(path) as file:

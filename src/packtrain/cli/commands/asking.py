@@ -80,6 +80,7 @@ def _status(s: Mapping[str, Any]) -> str:
         *([("digest", serving["digest"])] if serving else []),
         *([("named", f"version {named['version']}")] if named and named != serving else []),
         *([("held", _held(s["hold"]))] if s["hold"] else []),
+        *([("gate", _gate(s["gate"]))] if s["gate"] else []),
         ("url", s["url"]),
         ("strategy", f"{s['strategy']['name']}: {s['strategy']['because']}"),
         *(("engine", f"version {e['version']}, {e['stage']} (process group {e['pid']})") for e in s["engines"]),
@@ -100,6 +101,16 @@ def _status(s: Mapping[str, Any]) -> str:
 def _held(hold: Mapping[str, Any]) -> str:
     reason = f": {hold['reason']}" if hold["reason"] else ""
     return f"at version {hold['version']} by {hold['by']} since {text.time(hold['since'])} UTC{reason}"
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    golden = gate["golden"]
+    said = (
+        f"{golden['prompts']} golden prompts, distance {golden['distance']:.4f} nats"
+        if golden
+        else "it answers; it has no golden outputs"
+    )
+    return f"passed in {gate['seconds']:.1f} s: {said}"
 
 
 def _fetching(fetching: Mapping[str, Any]) -> str:

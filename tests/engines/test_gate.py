@@ -1,0 +1,213 @@
+"""The gate, with real vLLM: the same weights pass in another precision, eager and compiled; others do not.
+
+The model is small and untrained, but its output layer is large: its log-probabilities are spread as a real model's are
+(a standard deviation of 3 over the vocabulary), so that rounding and ties mean what they mean there. The other weights
+are loaded into one running engine, which spares a start for each.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packtrain.client import Client
+from packtrain.flows.gate import attach
+from packtrain.model.digest import Digest
+from packtrain.model.golden import Comparison, Golden, compare
+from packtrain.model.ledger import GATE, GOLDEN
+from packtrain.model.version import ModelVersion
+from packtrain.serving import Arguments, Launch
+from packtrain.serving.gate import Answering
+from packtrain.serving.golden import replay
+from packtrain.serving.trial import trial
+from packtrain.testing.tinymodels import (
+    CHAT_TEMPLATE,
+    TensorBytes,
+    write_adapter,
+    write_base,
+    write_merge_yaml,
+    write_safetensors,
+)
+from packtrain.wiring import SystemClock
+from tests.engines.conftest import READY_WITHIN, VLLM, Cli
+
+pytestmark = pytest.mark.engine
+
+SHAPE = ("--max-model-len", "512", "--max-num-seqs", "8")
+ADAPTED = "model.layers.1.self_attn.v_proj.weight"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merge by LLaMA-Factory, published as llama/1, its base, and what ``packtrain gate`` recorded of it."""
+
+    path: Path
+    base: Path
+    golden: Golden
+    said: Mapping[str, Any]
+    cli: Cli
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[str, str]) -> Merged:
+    home = tmp_path_factory.mktemp("gate")
+    store = home / "store"
+    cli = Cli({**engine_environment, "PACKTRAIN_STORE": store.as_uri(), "PACKTRAIN_CACHE_DIR": str(home / "cache")})
+    base = write_base(home / "base", seed=1)
+    adapter = write_adapter(home / "adapter", base, seed=4)
+    cli(
+        "export",
+        str(write_merge_yaml(home / "merge.yaml", base=base, adapter=adapter, output=home / "merged")),
+        "--name",
+        "llama",
+    )
+    cli("policy", "llama", "--gate", "production")
+    said = cli("gate", "llama/1", "--", "--dtype", "float32", "--enforce-eager", *SHAPE)
+    record = Digest.parse(said["golden"])
+    golden = Golden.decode((store / "records" / "llama" / f"{record.hex}.json").read_bytes(), expect=record)
+    cli("promote", "llama/1", "--to", "production")  # it passed
+    return Merged(home / "merged", base, golden, said, cli)
+
+
+def test_a_merge_answers_as_its_adapter_on_its_base(merged: Merged) -> None:
+    assert merged.said["passed"] and merged.said["recorded"]
+    assert merged.said["unmerged"]["differences"] == []
+    assert merged.said["unmerged"]["distance"] > 0, "two engines of different weights were compared"
+    print("unmerged:", merged.said["unmerged"])
+
+
+def test_bf16_eager_passes_and_other_weights_do_not(merged: Merged, tmp_path: Path) -> None:
+    """Recorded in fp32. The hardest is the noise: it is no larger than what bf16 rounds away."""
+    cases = {
+        "one layer swapped": (_swapped, "differ by"),
+        "a LoRA target left unmerged": (_left_unmerged, "differ by"),
+        "1 % noise on lm_head": (_noisy, "always off the same way"),
+    }
+    with _engine(merged, "--dtype", "bfloat16", "--enforce-eager", "--trust-request-chat-template") as engine:
+        require_passed(_compared(merged, engine), "bf16, eager")
+        said = _compared(merged, engine, chat_template=CHAT_TEMPLATE.replace("assistant", "narrator"))
+        assert len(said.differences) == 8 and "chat template" in said.differences[0], said.differences
+        for what, (change, expected) in cases.items():
+            _load(engine, _variant(merged, tmp_path / what, change))
+            said = _compared(merged, engine)
+            print(what, said)
+            assert any(expected in difference for difference in said.differences), f"{what}: {said}"
+        _load(engine, merged.path)
+        require_passed(_compared(merged, engine), "the right weights again")
+
+
+def test_bf16_compiled_passes(merged: Merged, tmp_path: Path) -> None:
+    with _engine(merged, "--dtype", "bfloat16") as engine:
+        require_passed(_compared(merged, engine), "bf16, compiled")
+        _load(engine, _variant(merged, tmp_path / "noisy", _noisy))
+        said = _compared(merged, engine)
+        print("1 % noise on lm_head, compiled", said)
+        assert not said.passed, said
+
+
+def test_a_node_stays_with_what_answers_right(merged: Merged, tmp_path: Path) -> None:
+    """Two layers are swapped in llama/2; its golden outputs are those of the right weights."""
+    settings = {"PACKTRAIN_POLL": "1", "PACKTRAIN_CACHE_DIR": str(tmp_path / "cache")}
+    cli = Cli({**merged.cli.environment, **settings})
+    client = Client(
+        store=cli.environment["PACKTRAIN_STORE"], cache_dir=settings["PACKTRAIN_CACHE_DIR"], actor="mallory"
+    )
+    version = client.publish(_variant(merged, tmp_path / "swapped", _swapped), "llama").version
+    assert version is not None
+    with cli.serving("llama@production") as url:
+        attested = cli("attest", url)
+        assert (attested["version"], attested["holds"]) == (1, True)
+        attach(client._parts.store, client._parts.registry, version, GOLDEN, _of(merged.golden, version).encode())
+        attach(client._parts.store, client._parts.registry, version, GATE, b"{}")
+        cli("promote", str(version), "--to", "production")
+        deadline = time.monotonic() + READY_WITHIN
+        while not (bad := cli("status", url)[0]["bad"]):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        assert bad[0]["version"] == 2 and "is answered otherwise" in bad[0]["because"]
+        assert cli("attest", url)["version"] == 1, "the old one still answers, and rightly"
+
+
+def _of(golden: Golden, version: ModelVersion) -> Golden:
+    return replace(golden, digest=version.digest)
+
+
+def require_passed(said: Comparison, what: str) -> None:
+    print(what, said)
+    assert said.passed, f"{what}: {said}: {said.differences}"
+
+
+def _engine(merged: Merged, *arguments: str) -> Any:
+    environment = {**merged.cli.environment, "VLLM_SERVER_DEV_MODE": "1"}
+    launch = Launch("llama", str(merged.path), "llama/1", Arguments((*SHAPE, *arguments)), environment=environment)
+    return trial(launch, str(VLLM), (), SystemClock())
+
+
+def _compared(merged: Merged, engine: Answering, **more: str) -> Comparison:
+    """``more``: what chats ask for besides."""
+
+    def ask(path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+        return engine.ask(path, {**body, **more} if "messages" in body else body)
+
+    return compare(merged.golden, replay(ask, "llama", merged.golden))
+
+
+def _load(engine: Answering, directory: Path) -> None:
+    """Other weights, into the running engine."""
+    change = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+    for path, body in (("/pause?mode=wait", {"mode": "wait"}), ("/collective_rpc", change), ("/resume", {"now": True})):
+        status, answer = engine.ask(path, body)
+        assert status == 200, (path, answer)
+
+
+Tensors = dict[str, TensorBytes]
+
+
+def _variant(merged: Merged, directory: Path, change: Callable[[Tensors, Merged], None]) -> Path:
+    shutil.copytree(merged.path, directory)
+    tensors = _tensors(directory)
+    change(tensors, merged)
+    write_safetensors(directory / "model.safetensors", tensors)
+    return directory
+
+
+def _swapped(tensors: Tensors, _: Merged) -> None:
+    for name in [name for name in tensors if ".layers.0." in name]:
+        other = name.replace(".layers.0.", ".layers.1.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+
+
+def _left_unmerged(tensors: Tensors, merged: Merged) -> None:
+    tensors[ADAPTED] = _tensors(merged.base)[ADAPTED]
+
+
+def _noisy(tensors: Tensors, _: Merged) -> None:
+    """Each number of lm_head moves by 1 % of their standard deviation."""
+    dtype, shape, data = tensors["lm_head.weight"]
+    assert dtype == "BF16"
+    numbers = [struct.unpack("<f", b"\0\0" + data[at : at + 2])[0] for at in range(0, len(data), 2)]
+    spread = (sum(number * number for number in numbers) / len(numbers)) ** 0.5
+    source = random.Random(1)
+    moved = (number + 0.01 * spread * source.gauss() for number in numbers)
+    rounded = ((int.from_bytes(struct.pack("<f", number), "little") + 0x8000) >> 16 for number in moved)
+    tensors["lm_head.weight"] = (dtype, shape, b"".join(each.to_bytes(2, "little") for each in rounded))
+
+
+def _tensors(directory: Path) -> Tensors:
+    data = (directory / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    return {
+        name: (each["dtype"], each["shape"], data[end + each["data_offsets"][0] : end + each["data_offsets"][1]])
+        for name, each in header.items()
+        if name != "__metadata__"
+    }
