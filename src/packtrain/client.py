@@ -723,7 +723,7 @@ class Client:
                 parts.cache.boot,
             ),
             clock=parts.clock,
-            judge=Judge(parts.store, parts.registry, home / "golden"),
+            judge=Judge(parts.store, parts.registry, settings.cache_dir / "serving" / "golden"),
         )
 
     def _journal(self, name: str, alias: str) -> Path:

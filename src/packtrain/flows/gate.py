@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packtrain._version import __version__
-from packtrain.errors import EngineError, UsageError
+from packtrain.errors import EngineError, Refused, UsageError
 from packtrain.flows.catalog import read_golden, read_lineage
-from packtrain.flows.following import fetch
+from packtrain.flows.following import Unservable, fetch
 from packtrain.flows.serve import Supply
 from packtrain.flows.storing import settle
 from packtrain.flows.unmerged import unmerged
@@ -79,7 +79,10 @@ def gate(
         )
     lineage = read_lineage(store, version)
     wanted, source = ((), "") if known else _prompts(request.prompts, lineage)
-    held = fetch(registry, supply, version, said, reporter)
+    try:
+        held = fetch(registry, supply, version, said, reporter)
+    except Unservable as error:
+        raise Refused(str(error), hint="Publish it again, from a directory that packtrain check accepts.") from error
     try:
         pins = held.supply.pins
         reporter.note(f"starting vLLM on {version}")
