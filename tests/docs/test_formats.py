@@ -15,7 +15,7 @@ import pytest
 from packtrain.client import Silent
 from packtrain.flows.hashing import hash_files
 from packtrain.flows.sources import LocalFile, NewFile
-from packtrain.model import lease, ledger, lineage, manifest
+from packtrain.model import golden, lease, ledger, lineage, manifest
 from packtrain.model.ledger import Log
 from packtrain.model.lineage import Lineage
 from packtrain.model.manifest import Base, Manifest
@@ -128,4 +128,12 @@ def test_the_actions_and_their_details_are_those_of_the_code() -> None:
 
 def test_the_schemas() -> None:
     table = [names(cells[1]) for cells in rows_of("Formats")]
-    assert table == [[manifest.SCHEMA], [ledger.SCHEMA], [lineage.SCHEMA], [lease.SCHEMA], []]
+    assert table == [
+        [manifest.SCHEMA],
+        [ledger.SCHEMA],
+        [lineage.SCHEMA],
+        [golden.SCHEMA],
+        [golden.RESULT_SCHEMA],
+        [lease.SCHEMA],
+        [],
+    ]

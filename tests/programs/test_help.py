@@ -97,21 +97,21 @@ def test_settings_are_flags_of_the_same_names() -> None:
     for name, command in commands(group).items():
         assert everywhere <= flags(command), name
     assert {name for name, command in commands(group).items() if "--in-place" in flags(command)} == {
-        "pull", "serve", "run",
+        "gate", "pull", "serve", "run",
     }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--vllm" in flags(command)} == {
-        "doctor", "serve", "run",
+        "doctor", "gate", "serve", "run",
     }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--llamafactory" in flags(command)} == {
         "doctor", "export",
     }  # fmt: skip
     for flag in ("--cache-quota", "--cache-free"):
         assert {name for name, command in commands(group).items() if flag in flags(command)} == {
-            "doctor", "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
+            "doctor", "gate", "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
         }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--actor" in flags(command)} == {
         "publish", "export", "adopt", "register", "watch", "promote", "rollback", "hold", "archive", "policy",
-        "gc", "webhook",
+        "gate", "gc", "webhook",
     }  # fmt: skip
 
 
