@@ -94,7 +94,8 @@ class Cli:
 
     def __call__(self, *arguments: str) -> Any:
         """Runs a command with --json and returns what it printed."""
-        command = ["packtrain", *arguments, "--json"]
+        dashes = arguments.index("--") if "--" in arguments else len(arguments)  # what follows is for vLLM
+        command = ["packtrain", *arguments[:dashes], "--json", *arguments[dashes:]]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout)

@@ -107,7 +107,8 @@ def test_settings_are_flags_of_the_same_names() -> None:
     }  # fmt: skip
     for flag in ("--cache-quota", "--cache-free"):
         assert {name for name, command in commands(group).items() if flag in flags(command)} == {
-            "doctor", "gate", "pull", "serve", "run", "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
+            "doctor", "gate", "pull", "serve", "run",
+            "cache ls", "cache rm", "cache verify", "cache pin", "cache unpin",
         }  # fmt: skip
     assert {name for name, command in commands(group).items() if "--actor" in flags(command)} == {
         "publish", "export", "adopt", "register", "watch", "promote", "rollback", "hold", "archive", "policy",
