@@ -76,7 +76,8 @@ class Partial:
     def publish_as(self, target: Path) -> None:
         """Makes the finished tree read-only and gives it its name. ``target`` must not exist or be empty."""
         with self._disk(f"could not complete {target}"):
-            (self.tree / FILE_NAME).write_bytes(self._manifest.encode())
+            with (self.tree / FILE_NAME).open("wb") as file:
+                file.writelines(self._manifest.pieces())
             folders = []
             for folder, names in walk(self.tree):
                 folders.append(folder)

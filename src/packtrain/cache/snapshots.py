@@ -283,7 +283,7 @@ class Cache:
         )
 
     def _make_room(self, digest: Digest, manifest: Manifest, links: Set[str], name_of: Naming) -> None:
-        whole = manifest.size + len(manifest.encode())
+        whole = manifest.size + manifest.encoded_size
         linked = sum(file.size for file in manifest.files if file.path in links)
         while True:
             occupants = self._occupants()

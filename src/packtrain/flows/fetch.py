@@ -60,7 +60,7 @@ def foresee(node: Node, reference: Reference, *, to: Path | None = None) -> Outl
         plan.ways.fetched,
         plan.chunks,
         plan.requests,
-        len(manifest.encode()),
+        manifest.encoded_size,
     )
 
 

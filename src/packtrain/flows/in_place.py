@@ -206,7 +206,7 @@ def _resolved(root: Path, version: ModelVersion) -> Path:
 
 def _check_sizes(path: Path, manifest: Manifest) -> None:
     """Exactly the manifest's files are there, readable and with their sizes. Raises IntegrityError, Refused."""
-    right = {FILE_NAME: len(manifest.encode()), **{file.path: file.size for file in manifest.files}}
+    right = {FILE_NAME: manifest.encoded_size, **{file.path: file.size for file in manifest.files}}
     there = _sizes(path)
     for name, size in right.items():
         if there.get(name) != size:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -45,14 +45,21 @@ def decode(data: bytes, *, what: str) -> Any:
         written = encode_known(value)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{what} is not canonical JSON: {error}") from error
-    require_equal(written, data, what=what)
+    require_equal([written], data, what=what)
     return value
 
 
-def require_equal(written: bytes, data: bytes, *, what: str) -> None:
-    """``written``, the canonical bytes of what ``data`` says, must be ``data``. Raises IntegrityError."""
-    if written != data:
-        raise IntegrityError(f"{what} is JSON, but not in canonical form (RFC 8785)")
+def require_equal(written: Iterable[bytes], data: bytes, *, what: str) -> None:
+    """``written``, the canonical pieces of what ``data`` says, must be ``data``. Raises IntegrityError."""
+    position = 0
+    for piece in written:
+        if not data.startswith(piece, position):
+            break
+        position += len(piece)
+    else:
+        if position == len(data):
+            return
+    raise IntegrityError(f"{what} is JSON, but not in canonical form (RFC 8785)")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ chunks at line rate. docs/formats.md describes every field; tests/model/golden p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -107,6 +107,11 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     @property
+    def encoded_size(self) -> int:
+        """Bytes of the manifest itself."""
+        return sum(map(len, self.pieces()))
+
+    @property
     def payload(self) -> Digest:
         """The identity of the exported bytes alone, whatever was generated beside them and however they were cut:
         SHA-256 of the canonical JSON list of ``[path, size, sha256]``, sorted by path."""
@@ -123,18 +128,21 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The canonical bytes: what ``packtrain.json`` holds."""
-        value: dict[str, Any] = {
-            "schema": SCHEMA,
-            "kind": self.kind,
-            "payload": self.payload.hex,
-            "files": [_file_to_json(file) for file in self.files],
-        }
-        if self.base is not None:
-            value["base"] = self.base.to_json()
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """The canonical bytes, a file at a time: JSON's encoder holds every small part of what it is given until its
+        end, which for 140 GB would be twice the manifest."""
+        last: dict[str, Any] = {"schema": SCHEMA, "kind": self.kind, "payload": self.payload.hex}
         if self.incarnation:
-            value["incarnation"] = self.incarnation
-        with canonical.uncollected():
-            return canonical.encode_known(value)
+            last["incarnation"] = self.incarnation
+        yield b"{"
+        if self.base is not None:
+            yield b'"base":' + canonical.encode_known(self.base.to_json()) + b","
+        yield b'"files":['
+        for number, file in enumerate(self.files):
+            yield (b"," if number else b"") + canonical.encode_known(_file_to_json(file))
+        yield b"]," + canonical.encode_known(last)[1:]
 
     @classmethod
     def decode(cls, data: bytes, *, expect: Digest | None = None, what: str = FILE_NAME) -> Manifest:
@@ -147,10 +155,9 @@ class Manifest:
         with canonical.uncollected():
             manifest = cls._read(data, what)
             try:
-                written = manifest.encode()
+                canonical.require_equal(manifest.pieces(), data, what=what)
             except ValueError as error:
                 raise IntegrityError(f"{what} is not canonical JSON: {error}") from error
-            canonical.require_equal(written, data, what=what)
         return manifest
 
     @classmethod
