@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LLAMAFACTORY = ROOT / ".engines" / "llamafactory" / "bin"
 VLLM = ROOT / ".engines" / "vllm" / "bin" / "vllm"
 READY_WITHIN = 600  # seconds
+SHAPE = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8")  # of every engine
 
 pytestmark = pytest.mark.engine
 
@@ -104,19 +105,8 @@ class Cli:
     def serving(self, reference: str, *arguments: str) -> Iterator[str]:
         """`packtrain serve` until the block ends. Gives the URL of the engine when it answers."""
         port = free_port()
-        shape = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
-        command = [
-            "packtrain",
-            "serve",
-            reference,
-            "--",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            *shape,
-            *arguments,
-        ]
+        where = ("--host", "127.0.0.1", "--port", str(port))
+        command = ["packtrain", "serve", reference, "--", *where, *SHAPE, *arguments]
         with TemporaryFile() as output:  # not a pipe: nobody reads while it serves
             server = subprocess.Popen(command, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
             try:
