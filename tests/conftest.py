@@ -178,7 +178,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
 
 # Written, and not yet seen to pass as a whole on a machine of their own: what of them is slow or needs an engine is run
 # by hand (pytest -m trial) until it was.
-TRIAL = ("tests/engines/test_gate.py", "tests/engines/test_hybrid.py")
+TRIAL = ("tests/engines/test_following.py", "tests/engines/test_gate.py", "tests/engines/test_hybrid.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m takes its choice
