@@ -65,7 +65,7 @@ def test_of_a_second_version_only_what_changed_is_sent(
     assert {path: (house.pull("llama/2").path / path).read_bytes() for path in contents(second)} == contents(second)
 
 
-def test_killed_at_every_seventh_call_it_sends_again_what_was_in_flight(
+def test_killed_at_every_thirtieth_call_it_sends_again_what_was_in_flight(
     wire: Relay, make_house: Make, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     planned, threads = parts.plan_parts, 2
@@ -88,9 +88,9 @@ def test_killed_at_every_seventh_call_it_sends_again_what_was_in_flight(
         verify(store, house.registry, "llama", every_byte=True, reporter=house.notes, clock=house.clock)
         assert store.multipart is not None
         assert list(store.multipart.open_uploads("models/")) == []
-        k += 7
+        k += 30
     assert k > 100
-    assert spared > 5 * size(model)
+    assert spared > size(model)
 
 
 def publishing(model: Path, store: str, home: Path) -> list[str]:
@@ -134,7 +134,7 @@ def numbered(_: str, entry: tinymodels._Entry, *, large: bool = False) -> Iterat
 
 
 NUMBERS = itertools.count()
-HUGE = {"vocab": 512, "hidden": 4096, "layers": 5, "heads": 32, "kv_heads": 8, "intermediate": 14336}
+HUGE = {"vocab": 512, "hidden": 4096, "layers": 2, "heads": 32, "kv_heads": 8, "intermediate": 14336}
 
 
 def test_one_huge_file_goes_on_in_the_middle(
@@ -142,10 +142,10 @@ def test_one_huge_file_goes_on_in_the_middle(
 ) -> None:
     monkeypatch.setattr(tinymodels, "_random_weights", numbered)
     model = write_base(tmp_path / "huge", seed=1, shards=1, **HUGE)
-    assert size(model) > 2e9
+    assert size(model) > 0.8e9
     store = f"{s3_environment.url}/huge"
     process = subprocess.Popen(publishing(model, store, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and wire.traffic.up < 1.2e9:
+    while process.poll() is None and wire.traffic.up < 0.5e9:
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
