@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from packtrain.errors import IntegrityError, NotFound
+from packtrain.model.digest import Digest
 from packtrain.model.golden import Golden
 from packtrain.model.ledger import GOLDEN, Event, State
 from packtrain.model.lineage import Lineage, record_key
@@ -70,10 +72,17 @@ def read_lineage(store: Store, version: ModelVersion) -> Lineage | None:
 def read_golden(store: Store, state: State, version: ModelVersion) -> Golden | None:
     """The golden outputs of a version, or None if none were recorded. Raises IntegrityError if they were changed, or
     belong to another."""
+    return golden_of(
+        state, version, lambda record: Golden.decode(store.get(record_key(version.name, record)), expect=record)
+    )
+
+
+def golden_of(state: State, version: ModelVersion, load: Callable[[Digest], Golden]) -> Golden | None:
+    """As `read_golden`, of a record that ``load`` gets by its name."""
     record = state.records.get(version.digest, {}).get(GOLDEN)
     if record is None:
         return None
-    golden = Golden.decode(store.get(record_key(version.name, record)), expect=record)
+    golden = load(record)
     if golden.digest != version.digest:
         raise IntegrityError(f"the golden record {record}, attached to {version}, is of {golden.digest}")
     return golden

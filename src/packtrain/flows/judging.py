@@ -9,9 +9,9 @@ from typing import Any
 import structlog
 
 from packtrain.errors import IntegrityError, PacktrainError
+from packtrain.flows.catalog import golden_of
 from packtrain.model.digest import Digest
 from packtrain.model.golden import Golden
-from packtrain.model.ledger import GOLDEN
 from packtrain.model.lineage import record_key
 from packtrain.model.version import ModelVersion
 from packtrain.ports import Registry, Store
@@ -37,17 +37,15 @@ class Judge:
 
     def _golden(self, version: ModelVersion) -> Golden | None:
         """Of what this node saw of the ledger."""
-        name = self._registry.remembered(version.name).state.records.get(version.digest, {}).get(GOLDEN)
-        if name is None:
-            return None
+        state = self._registry.remembered(version.name).state
+        return golden_of(state, version, lambda record: self._load(version, record))
+
+    def _load(self, version: ModelVersion, name: Digest) -> Golden:
         kept = self._folder / f"{name.hex}.json"
         try:
-            golden = Golden.decode(kept.read_bytes(), expect=name)
+            return Golden.decode(kept.read_bytes(), expect=name)
         except (OSError, IntegrityError):
-            golden = self._fetch(version, name, kept)
-        if golden.digest != version.digest:
-            raise IntegrityError(f"the golden record {name}, attached to {version}, is of {golden.digest}")
-        return golden
+            return self._fetch(version, name, kept)
 
     def _fetch(self, version: ModelVersion, name: Digest, kept: Path) -> Golden:
         data = self._store.get(record_key(version.name, name))

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 
 
+def _alias(means: str) -> Callable[[Function], Function]:
+    return click.option("--alias", metavar="ALIAS", default="production", shell_complete=completing.aliases, help=means)
+
+
 @command(
     panel=PROMOTE,
     epilog='packtrain promote llama-finetuned/3 --to production --expect 2 --reason "accuracy 0.87 on the eval set"',
@@ -50,13 +54,7 @@ def promote(session: Session, reference: str, to: str, expect: int | None, reaso
     epilog='packtrain rollback llama-finetuned --reason "answers in the wrong language"',
 )
 @options.model
-@click.option(
-    "--alias",
-    metavar="ALIAS",
-    default="production",
-    shell_complete=completing.aliases,
-    help="The alias to move back; else production.",
-)
+@_alias("The alias to move back; else production.")
 @click.option("--to", metavar="VERSION", type=int, help="Back to this version; else to the one before.")
 @options.expect
 @options.reason
@@ -77,13 +75,7 @@ def rollback(session: Session, name: str, alias: str, to: int | None, expect: in
 @options.reference
 @click.option("--local", is_flag=True, help="On this node alone; every other one is told with promote and rollback.")
 @click.option("--release", is_flag=True, help="Follow the alias again.")
-@click.option(
-    "--alias",
-    metavar="ALIAS",
-    default="production",
-    shell_complete=completing.aliases,
-    help="What this node follows; else production.",
-)
+@_alias("What this node follows; else production.")
 @options.reason
 @takes("actor")
 def hold(session: Session, reference: str, local: bool, release: bool, alias: str, reason: str) -> None:
