@@ -17,6 +17,7 @@ from tests.serving.node import Node, node
 pytestmark = pytest.mark.engine
 
 LONGEST = 40  # tokens of an answer
+PAUSE = 3.0  # seconds: clients that never wait leave a second engine no core to start on
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def test_switches_forward_and_back_under_load(released: Released, tmp_path: Path
     cli = released.cli
     with following(cli, tmp_path, "--strategy", strategy) as served:
         served.until_serving(1, within=READY_WITHIN)
-        with Load(served.port, "llama", clients=3, tokens=(4, LONGEST)) as load:
+        with Load(served.port, "llama", clients=4, tokens=(4, LONGEST), pause=PAUSE) as load:
             for number, *command in FORWARD_AND_BACK:
                 cli(*command)
                 served.until_serving(number, within=READY_WITHIN)

@@ -63,8 +63,8 @@ def reported(
         text = source.read_text().replace(str(trained.home / "v1"), str(home))
         for before, after in (
             ("report_to: none", "report_to: mlflow"),
-            ("num_train_epochs: 200", "num_train_epochs: 30"),
-            ("logging_steps: 20", "logging_steps: 3"),
+            ("num_train_epochs: 100", "num_train_epochs: 30"),
+            ("logging_steps: 10", "logging_steps: 3"),
         ):
             text = text.replace(before, after)
         (home / f"{kind}.yaml").write_text(text)

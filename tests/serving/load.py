@@ -78,7 +78,8 @@ def ask(port: int, model: str, prompt: str, tokens: int, *, stream: bool, key: s
 
 
 class Load:
-    """While it is entered, ``clients`` ask one thing after another, streamed or not, of mixed lengths."""
+    """While it is entered, ``clients`` ask one thing after another, streamed or not, of mixed lengths. Each thinks for
+    up to ``pause`` seconds in between."""
 
     def __init__(
         self,
@@ -87,10 +88,10 @@ class Load:
         *,
         clients: int = 4,
         tokens: tuple[int, int] = (4, 40),
-        seed: int = 7,
+        pause: float = 0.0,
         key: str = "",
     ) -> None:
-        self._port, self._model, self._tokens, self._key = port, model, tokens, key
+        self._port, self._model, self._tokens, self._pause, self._key = port, model, tokens, pause, key
         self._over = threading.Event()
         self._lock = threading.Lock()
         self.answers: list[Answer] = []
@@ -121,6 +122,7 @@ class Load:
             )
             with self._lock:
                 self.answers.append(answer)
+            self._over.wait(chance.uniform(0, self._pause))
 
     def of(self, version: str) -> list[Answer]:
         with self._lock:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from select import POLLIN, poll
 from threading import Lock
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -160,8 +161,14 @@ class Wire:
         return HTTPConnection(host.hostname or "", host.port, timeout=self._stall)
 
     def _kept(self) -> HTTPConnection | None:
+        """One that the server has not closed since."""
         with self._lock:
-            return self._idle.pop() if self._idle else None
+            while self._idle:
+                connection = self._idle.pop()
+                if not _is_over(connection):
+                    return connection
+                connection.close()
+        return None
 
     def _keep(self, connection: HTTPConnection) -> None:
         with self._lock:
@@ -169,6 +176,13 @@ class Wire:
                 self._idle.append(connection)
                 return
         connection.close()
+
+
+def _is_over(connection: HTTPConnection) -> bool:
+    """Whether a connection on which nothing is owed has something to say: that it was closed, as a rule."""
+    poller = poll()
+    poller.register(connection.sock, POLLIN)
+    return bool(poller.poll(0))
 
 
 def _close(connections: list[HTTPConnection]) -> None:
