@@ -18,8 +18,8 @@ demo: .venv/.ready ## the main job, end to end, with real engines (ENGINE=none: 
 
 test: .venv/.ready ## every test, those with real LLaMA-Factory and vLLM included
 	$(BIN)/python tools/engines.py all
-	$(BIN)/python -m pytest tests -m "not engine and not trial" $(TOGETHER)
-	$(BIN)/python -m pytest tests -m "engine and not trial"
+	$(BIN)/python -m pytest tests -m "not engine" $(TOGETHER)
+	$(BIN)/python -m pytest tests -m engine -n 2 --dist loadgroup
 
 check: .venv/.ready lint types ## the fast loop: lint, types, layers, tests without engines
 	$(BIN)/python -m pytest tests -m "not engine and not slow" $(TOGETHER) --hypothesis-profile fast

@@ -49,6 +49,9 @@ def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        # By default every engine binds its worker to the first core, where two of them starve each other.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
         "VLLM_CACHE_ROOT": str(tmp_path_factory.mktemp("vllm-cache")),
     }
 

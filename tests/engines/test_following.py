@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from tests.serving.node import Node, node
 pytestmark = pytest.mark.engine
 
 LONGEST = 40  # tokens of an answer
-PAUSE = 3.0  # seconds: clients that never wait leave a second engine no core to start on
+PAUSE = 1.0  # seconds: clients that never wait leave a second engine no core to start on
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Released:
     """llama/1 and llama/2 in a store, and what each says to every prompt when it is asked alone."""
 
     cli: Cli
+    store: Path
     greedy: Mapping[str, Mapping[str, tuple[int, ...]]]
 
     def is_right(self, answer: Answer) -> bool:
@@ -57,7 +60,7 @@ def released(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[
     assert all(len(ids) == LONGEST for answers in greedy.values() for ids in answers.values())
     assert all(greedy["llama/1"][prompt] != greedy["llama/2"][prompt] for prompt in PROMPTS)
     cli("promote", "llama/1", "--to", "production", "--reason", "the first")
-    return Released(cli, greedy)
+    return Released(cli, home / "store", greedy)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +74,7 @@ def test_switches_forward_and_back_under_load(released: Released, tmp_path: Path
             for number, *command in FORWARD_AND_BACK:
                 cli(*command)
                 served.until_serving(number, within=READY_WITHIN)
-                seen = len(load.of(f"llama/{number}"))
-                served.until(lambda: len(load.of(f"llama/{number}")) > seen + 5, "answers")  # noqa: B023
+                until_answers(served, load, number)
         load.check(released.is_right)
         print(f"{len(load.answers)} answers, {len(load.of('llama/1'))} of them by llama/1")
         status = served.status
@@ -90,13 +92,58 @@ def test_switches_forward_and_back_under_load(released: Released, tmp_path: Path
         assert all(check["holds"] for check in found["checks"])
 
 
+def test_what_breaks_under_load_is_answered_or_said(released: Released, tmp_path: Path) -> None:
+    """The engine is killed, the store is away, the alias moves ten times at once, the supervisor is killed."""
+    cli = released.cli
+    store = released.store
+    away = store.with_name("away")
+    with ExitStack() as stack:
+        with following(cli, tmp_path, "--strategy", "replace") as killed:
+            killed.until_serving(1, within=READY_WITHIN)
+            load = Load(killed.port, "llama", clients=3, tokens=(4, LONGEST), pause=PAUSE)
+            asking = stack.enter_context(ExitStack())
+            asking.enter_context(load)
+            until_answers(killed, load, 1)
+
+            os.killpg(killed.engine(), signal.SIGKILL)
+            killed.until(lambda: killed.status["serving"] is None, "it to notice")
+            killed.until_serving(1, within=READY_WITHIN)
+
+            store.rename(away)
+            killed.until(lambda: not killed.status["registry"]["reachable"], "it to notice")
+            until_answers(killed, load, 1)
+            away.rename(store)
+
+            for number in (2, 1) * 5 + (2,):
+                cli("promote", f"llama/{number}", "--to", "production")
+            killed.until_serving(2, within=READY_WITHIN)
+            until_answers(killed, load, 2)
+            killed.process.kill()
+            killed.process.wait()
+        served = stack.enter_context(following(cli, tmp_path, "--strategy", "replace", port=killed.port))
+        served.until_serving(2, within=READY_WITHIN)
+        until_answers(served, load, 2)
+        asking.close()
+        assert len(served.engines) == 1
+        assert served.status["bad"] == []
+    assert all(released.is_right(answer) for answer in load.answers if not answer.problem)
+    said = ("the engine broke off", "could not answer", "vanished: ", "the stream ended without [DONE]")
+    assert [each for each in load.problems() if not any(reason in each.problem for reason in said)] == []
+    print(f"{len(load.answers)} answers, {len(load.problems())} of them broken off")
+
+
+def until_answers(served: Node, load: Load, number: int) -> None:
+    seen = len(load.of(f"llama/{number}"))
+    served.until(lambda: len(load.of(f"llama/{number}")) > seen + 5, f"answers of llama/{number}")
+
+
 FORWARD_AND_BACK = (
     (2, "promote", "llama/2", "--to", "production"),
     (1, "rollback", "llama"),
 ) * 2
 
 
-def following(cli: Cli, home: Path, *options: str) -> AbstractContextManager[Node]:
+def following(cli: Cli, home: Path, *options: str, port: int | None = None) -> AbstractContextManager[Node]:
     """`packtrain serve llama@production` on a node of its own."""
     environment = {**cli.environment, "PACKTRAIN_CACHE_DIR": str(home / "cache"), "PACKTRAIN_ACTOR": "node"}
-    return node(["packtrain"], environment, home, "--poll", "0.5", *options, vllm=SHAPE)
+    return node(["packtrain"], environment, home, "--poll", "0.5", *options, vllm=SHAPE, port=port)
