@@ -38,11 +38,10 @@ from packtrain.testing.tinymodels import (
     write_safetensors,
 )
 from packtrain.wiring import SystemClock
-from tests.engines.conftest import READY_WITHIN, VLLM, Cli
+from tests.engines.conftest import READY_WITHIN, SMALL, VLLM, Cli
 
 pytestmark = pytest.mark.engine
 
-SHAPE = ("--max-model-len", "512", "--max-num-seqs", "8")
 ADAPTED = "model.layers.1.self_attn.v_proj.weight"
 
 
@@ -71,7 +70,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[st
         "llama",
     )
     cli("policy", "llama", "--gate", "production")
-    said = cli("gate", "llama/1", "--", "--dtype", "float32", "--enforce-eager", *SHAPE)
+    said = cli("gate", "llama/1", "--", "--dtype", "float32", "--enforce-eager", *SMALL)
     record = Digest.parse(said["golden"])
     golden = Golden.decode((store / "records" / "llama" / f"{record.hex}.json").read_bytes(), expect=record)
     cli("promote", "llama/1", "--to", "production")  # it passed
@@ -148,7 +147,7 @@ def require_passed(said: Comparison, what: str) -> None:
 
 def _engine(merged: Merged, *arguments: str) -> Any:
     environment = {**merged.cli.environment, "VLLM_SERVER_DEV_MODE": "1"}
-    launch = Launch("llama", str(merged.path), "llama/1", Arguments((*SHAPE, *arguments)), environment=environment)
+    launch = Launch("llama", str(merged.path), "llama/1", Arguments((*SMALL, *arguments)), environment=environment)
     return trial(launch, str(VLLM), (), SystemClock())
 
 
