@@ -176,6 +176,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
         yield mounts
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need root or Azurite are skipped, in one line, where there is none. Tests of a server go to one of the
     processes that share the work (`pytest -n`), so that one of each is started; tests with engines go there by their
