@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -174,11 +173,11 @@ class CacheMachine(RuleBasedStateMachine):
             assert isinstance(pin, Pin)
             self.engines.append((number, pin))
 
-    @precondition(lambda self: self.engines)
-    @rule(data=st.data())
-    def stop_engine(self, data: st.DataObject) -> None:
-        _, pin = self.engines.pop(data.draw(st.integers(0, len(self.engines) - 1)))
-        pin.release()
+    @rule(place=st.integers(0, 9))
+    def stop_engine(self, place: int) -> None:
+        if self.engines:
+            _, pin = self.engines.pop(place % len(self.engines))
+            pin.release()
 
     @rule(number=numbers)
     def pin(self, number: int) -> None:
@@ -237,11 +236,9 @@ class CacheMachine(RuleBasedStateMachine):
     def somebody_sets_the_clock(self, days: int) -> None:
         self.node.clock.set(self.node.clock.now() + timedelta(days=days))
 
-    @precondition(lambda self: self.here)
-    @rule(data=st.data())
-    def a_bit_flips(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.here)))
-        if not self.here[number].damaged:
+    @rule(number=numbers)
+    def a_bit_flips(self, number: int) -> None:
+        if number in self.here and not self.here[number].damaged:
             self.damage(number)
 
     def damage(self, number: int) -> None:
@@ -253,8 +250,8 @@ class CacheMachine(RuleBasedStateMachine):
         weights.chmod(0o444)
         self.here[number].damaged = True
 
-    @rule(data=st.data())
-    def power_is_lost(self, data: st.DataObject) -> None:
+    @rule(lost=st.sets(numbers))
+    def power_is_lost(self, lost: set[int]) -> None:
         """Engines end, leases with them; what was not on the disk may be lost."""
         for _, pin in self.engines:
             pin.release()
@@ -264,7 +261,7 @@ class CacheMachine(RuleBasedStateMachine):
             snapshot.durable = self.node.cache.is_durable(self.digests[number])
             snapshot.since = None
             snapshot.lease = 0.0
-            if not snapshot.durable and not snapshot.damaged and data.draw(st.booleans()):
+            if not snapshot.durable and not snapshot.damaged and number in lost:
                 self.damage(number)
         self.start()
 

@@ -565,7 +565,7 @@ def folder_with(models: Models, folder: Path, name: str) -> Path:
 def test_watch_killed_at_every_call_to_the_file_system(
     make_house: Make, models: Models, folder: Path, tmp_path: Path
 ) -> None:
-    """Every third call: some 500 of them."""
+    """Every ninth call: some 170 of them."""
     k, going = 0, True
     while going:
         root, there = tmp_path / "store", folder_with(models, folder, str(k))
@@ -582,7 +582,7 @@ def test_watch_killed_at_every_call_to_the_file_system(
         assert again.registry.read("llama").state.aliases == {"staging": 1}
         assert len(list((again.home / "watch").iterdir())) == 2  # the memory and its lock: no leak
         shutil.rmtree(root)
-        k += 3
+        k += 9
     assert k > 200
 
 

@@ -49,7 +49,7 @@ def status(session: Session, url: str | None, api_key: str) -> None:
 @click.argument("url", metavar="URL", help="An endpoint of packtrain serve or run.")
 @api_key
 @takes()
-def what(session: Session, url: str, api_key: str) -> None:
+def what(session: Session, url: str, api_key: str) -> int:
     """Say which version an endpoint serves, and check it.
 
     Its digest, the promotion behind it, and the training that made it, each held against the registry. Ends with exit
@@ -58,12 +58,16 @@ def what(session: Session, url: str, api_key: str) -> None:
     found = session.client.what(url, key=api_key)
     run = session.client.run_of(str(found.version)) if found.version else None
     session.print(found, text=partial(_what, run), document=partial(_what_document, run))
-    if wrong := [check.what for check in found.checks if not check.holds]:
-        raise IntegrityError(
+    wrong = [check.what for check in found.checks if not check.holds]
+    if not wrong:
+        return 0
+    return session.wrong(
+        IntegrityError(
             f"{found.url} says that it serves {found.claim.name}/{found.claim.number}, but it does not hold that: "
             f"{'; '.join(wrong)}",
             hint=f"See who moved what: packtrain history {found.claim.name}",
         )
+    )
 
 
 def _statuses(found: Sequence[Mapping[str, Any]]) -> str:

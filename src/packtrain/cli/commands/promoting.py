@@ -89,20 +89,20 @@ def hold(session: Session, reference: str, local: bool, release: bool, alias: st
             "a hold is for this node alone",
             hint=f"Say so with --local. For every node: packtrain promote {reference} --to {alias}",
         )
-    client = session.client
+    client, name = session.client, Reference.parse(reference).name
     held = (
-        client.release(Reference.parse(reference).name, alias=alias, reason=reason)
+        client.release(name, alias=alias, reason=reason)
         if release
         else client.hold(reference, alias=alias, reason=reason)
     )
-    session.print(held, text=partial(_held, reference, alias), document=_hold_document)
+    session.print(held, text=partial(_held, name, alias), document=_hold_document)
 
 
-def _held(reference: str, alias: str, held: Hold | None) -> str:
+def _held(name: str, alias: str, held: Hold | None) -> str:
     if held is None:
-        return f"{reference}@{alias} was not held on this node"
+        return f"{name}@{alias} was not held on this node"
     if held.target is None:
-        return f"this node follows {reference}@{alias} again"
+        return f"this node follows {name}@{alias} again"
     return f"this node is held at version {held.target.number}, whatever @{alias} names"
 
 
