@@ -203,4 +203,6 @@ def _amount(value: float, unit: str) -> str:
         return f"{value:.3f}x" if 1 < value < 1.01 else f"{value:.2f}x"
     if unit == "%":
         return f"{value:.1f} %"
+    if not unit:
+        return f"{value:.0f}"  # a count
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"

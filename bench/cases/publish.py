@@ -48,8 +48,7 @@ def _to_bucket(bench: Bench, server: S3Server, environment: dict[str, str], outc
         Contender("packtrain", lambda n: _publish(bench, model, f"{server.url}/publish-{n}"), verified=True),
         Contender("s5cmd", lambda n: [*s5cmd, "cp", f"{model}/", f"s3://{bucket}/s5-{n}/"]),
         Contender("rclone", lambda n: Tools(server, f"rc-{n}").rclone_up(model)),
-        Contender("boto3", lambda n: python("push_boto3", bucket, f"boto-{n}", str(model), "classic")),
-        Contender("boto3 with CRT", lambda n: python("push_boto3", bucket, f"crt-{n}", str(model), "crt")),
+        Contender("boto3", lambda n: python("push_boto3", bucket, f"boto-{n}", str(model))),
         Contender("mlflow", lambda n: python("push_mlflow", f"s3://{bucket}/mlflow-{n}", str(model))),
     ]
     race(contenders, bench.runs, environment)

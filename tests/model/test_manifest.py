@@ -171,7 +171,8 @@ def row(path: str, **changes: Any) -> dict[str, Any]:
         (with_files(row("a", generated=False)), "generated of 'a'"),
         (with_files(row("a")).replace(b',"path"', b', "path"'), "not in canonical form"),
         (ADAPTERS[-1].encode().replace(b'"hub":"', b'"hub":"\\ud800'), "not canonical JSON"),
-        (MERGED.encode().replace(b'"chunks":[[', b'"chunks":[[9007199254740993,'), "is beyond 2"),
+        (MERGED.encode().replace(b'"chunks":[[', b'"chunks":[[9007199254740993,'), "chunk of"),
+        (with_files(row("a")).replace(b":3", b":9007199254740993").replace(b"[3", b"[9007199254740993"), "is beyond 2"),
     ],
 )
 def test_what_is_not_a_valid_manifest(data: bytes, complaint: str) -> None:

@@ -8,13 +8,15 @@ chunks at line rate. docs/formats.md describes every field; tests/model/golden p
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from packtrain.errors import IntegrityError, PreflightRefused
 from packtrain.model import canonical
-from packtrain.model.digest import Digest, is_hex256
+from packtrain.model.digest import Digest, are_hex256, is_hex256
 
 SCHEMA = "packtrain.manifest/1"
 FILE_NAME = "packtrain.json"
@@ -30,6 +32,9 @@ class Chunk(NamedTuple):
 
     length: int  # bytes, at least 1
     blake3: str  # 64 hex
+
+
+_length = itemgetter(0)  # of a chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ class Manifest:
     @classmethod
     def _read(cls, data: bytes, what: str) -> Manifest:
         try:
-            value = canonical.load(data)
+            value = json.loads(data.decode("utf-8"))  # what it lets through is not what will be written again
         except (ValueError, RecursionError) as error:
             raise IntegrityError(f"{what} is not canonical JSON: {error}") from error
         _require(isinstance(value, dict), what, "it is not an object")
@@ -200,7 +205,7 @@ class Manifest:
                 _require(prefix not in known, what, f"{prefix!r} is listed as a file and as a folder")
         for file in self.files:
             _require(
-                sum(chunk.length for chunk in file.chunks) == file.size,
+                sum(map(_length, file.chunks)) == file.size,
                 what,
                 f"the chunks of {file.path!r} do not sum to its size",
             )
@@ -259,7 +264,7 @@ def _file_from_json(value: Any, what: str) -> FileEntry:
     _require(isinstance(chunks, list), what, f"the chunks of {path!r} are not a list")
     _require(value.get("generated", True) is True, what, f"generated of {path!r} is not true")
     _require(value.keys() <= {"path", "size", "sha256", "chunks", "generated"}, what, "unknown fields in a file")
-    _require(all(map(_is_chunk, chunks)), what, f"a chunk of {path!r} is not [length, blake3]")
+    _require(_are_chunks(chunks), what, f"a chunk of {path!r} is not [length, blake3]")
     return FileEntry(
         path=path,
         size=size,
@@ -269,12 +274,17 @@ def _file_from_json(value: Any, what: str) -> FileEntry:
     )
 
 
-def _is_chunk(value: Any) -> bool:
-    return type(value) is list and len(value) == 2 and _is_positive(value[0]) and is_hex256(value[1])
+def _are_chunks(values: list[Any]) -> bool:
+    if not values:
+        return True
+    if set(map(type, values)) != {list} or set(map(len, values)) != {2}:
+        return False
+    lengths, digests = zip(*values, strict=True)
+    return set(map(type, lengths)) == {int} and min(lengths) > 0 and are_hex256(digests)
 
 
 def _is_positive(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= canonical.MAX_INTEGER
 
 
 def _require(condition: bool, what: str, problem: str) -> None:
