@@ -291,6 +291,19 @@ def test_what_cannot_be_fetched_does_not_keep_a_node_from_serving_what_it_has() 
     assert node.serves == 2
 
 
+def test_nothing_is_left_for_what_cannot_be_fetched() -> None:
+    """The disk is full, and what serves dies before it has proved itself: it is all there is."""
+    node = Node(2)
+    node.promote(1)
+    node.broken = {2: "fetch"}
+    node.promote(2, target(1))
+    node.state = node.state.gone(node.state.serving or 0, "was ended by SIGKILL", node.now)
+    node.settle()
+    assert node.state.bad == {}
+    node.pass_time(LONGEST_PAUSE)
+    assert node.serves == 1
+
+
 def test_what_is_held_by_hand_wins_until_it_is_released() -> None:
     node = Node(2)
     node.promote(1)

@@ -255,11 +255,8 @@ class Rollout:
     @property
     def goal(self) -> Target | None:
         """What is to serve now. While nothing serves, what cannot be fetched is passed over."""
-        if self.serving is None:
-            for candidate in self._candidates():
-                if candidate.digest in self.here or candidate.digest not in self.failing:
-                    return candidate
-        return self.wanted
+        within_reach = filter(self._is_within_reach, self._candidates() if self.serving is None else ())
+        return next(within_reach, self.wanted)
 
     def is_bad(self, target: Target) -> bool:
         mark = self.bad.get(target.digest)
@@ -278,8 +275,12 @@ class Rollout:
             if not self.is_bad(target) and not is_rejected:
                 yield target
 
+    def _is_within_reach(self, target: Target) -> bool:
+        return target.digest in self.here or target.digest not in self.failing
+
     def _alternative(self, to: Target) -> Target | None:
-        return next((each for each in self._candidates() if each.digest != to.digest), None)
+        others = (each for each in self._candidates() if each.digest != to.digest)
+        return next(filter(self._is_within_reach, others), None)
 
     def _find(self, digest: Digest, *stages: Stage) -> Engine | None:
         return next((e for e in self.engines.values() if e.target.digest == digest and e.stage in stages), None)
