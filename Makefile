@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENGINE ?= real
 PROFILE ?= directory
-TOGETHER := -n auto --maxprocesses 4 --dist loadgroup
+TOGETHER := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check lint types format engines bench azurite lock clean help
 
@@ -19,7 +19,7 @@ demo: .venv/.ready ## the main job, end to end, with real engines (ENGINE=none: 
 test: .venv/.ready ## every test, those with real LLaMA-Factory and vLLM included
 	$(BIN)/python tools/engines.py all
 	$(BIN)/python -m pytest tests -m "not engine" $(TOGETHER)
-	$(BIN)/python -m pytest tests -m engine -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -m engine -n 2 --dist loadfile
 
 check: .venv/.ready lint types ## the fast loop: lint, types, layers, tests without engines
 	$(BIN)/python -m pytest tests -m "not engine and not slow" $(TOGETHER) --hypothesis-profile fast

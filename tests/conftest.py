@@ -176,23 +176,14 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
         yield mounts
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root or Azurite are skipped, in one line, where there is none. Tests of a server go to one of the
-    processes that share the work (`pytest -n`), so that one of each is started; tests with engines go there by their
-    files, but all that need what LLaMA-Factory trained together."""
+    """Tests that need root or Azurite are skipped, in one line, where there is none."""
     is_installed = azurite_command() is not None
     for item in items:
         if os.geteuid() != 0 and item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
         if _asks_for("azure", item) and not is_installed:
             item.add_marker(pytest.mark.skip(reason="needs Azurite: make azurite"))
-        if item.get_closest_marker("engine"):
-            item.add_marker(pytest.mark.xdist_group("trained" if _asks_for("trained", item) else item.path.stem))
-            continue
-        for server in ("s3", "gcs", "azure"):
-            if _asks_for(server, item):
-                item.add_marker(pytest.mark.xdist_group(server))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
