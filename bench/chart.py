@@ -45,7 +45,8 @@ def chart(outcomes: dict[str, Outcome]) -> str:
 
 def _bar(figure: Figure, y: int) -> str:
     assert figure.target is not None
-    share = figure.value / figure.target if figure.target else float(figure.value > 0) * _LONGEST  # of none at all
+    of_none = _LONGEST if figure.value else 0.0
+    share = figure.value / figure.target if figure.target else of_none
     length = min(share, _LONGEST) * _PLOT / _LONGEST
     x = _MARGIN + _LABELS
     middle = y + _LINE // 2 + 4

@@ -26,8 +26,8 @@ LLAMAFACTORY = ROOT / ".engines" / "llamafactory" / "bin"
 VLLM = ROOT / ".engines" / "vllm" / "bin" / "vllm"
 READY_WITHIN = 600  # seconds
 # Of every engine. One process less than by default starts in two thirds of the time (the demo has the default).
-SMALL = ("--max-model-len", "512", "--max-num-seqs", "8", "--distributed-executor-backend", "uni")
-SHAPE = ("--dtype", "float32", "--enforce-eager", *SMALL)
+LIMITS = ("--max-model-len", "512", "--max-num-seqs", "8", "--distributed-executor-backend", "uni")
+SHAPE = ("--dtype", "float32", "--enforce-eager", *LIMITS)
 
 pytestmark = pytest.mark.engine
 

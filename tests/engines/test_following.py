@@ -74,7 +74,7 @@ def test_switches_forward_and_back_under_load(released: Released, tmp_path: Path
             for number, *command in FORWARD_AND_BACK:
                 cli(*command)
                 served.until_serving(number, within=READY_WITHIN)
-                until_answers(served, load, number)
+                served.until_answers(load, number)
         load.check(released.is_right)
         print(f"{len(load.answers)} answers, {len(load.of('llama/1'))} of them by llama/1")
         status = served.status
@@ -103,7 +103,7 @@ def test_what_breaks_under_load_is_answered_or_said(released: Released, tmp_path
             load = Load(killed.port, "llama", clients=3, tokens=(4, LONGEST), pause=PAUSE)
             asking = stack.enter_context(ExitStack())
             asking.enter_context(load)
-            until_answers(killed, load, 1)
+            killed.until_answers(load, 1)
 
             os.killpg(killed.engine(), signal.SIGKILL)
             killed.until(lambda: killed.status["serving"] is None, "it to notice")
@@ -111,18 +111,18 @@ def test_what_breaks_under_load_is_answered_or_said(released: Released, tmp_path
 
             store.rename(away)
             killed.until(lambda: not killed.status["registry"]["reachable"], "it to notice")
-            until_answers(killed, load, 1)
+            killed.until_answers(load, 1)
             away.rename(store)
 
             for number in (2, 1) * 5 + (2,):
                 cli("promote", f"llama/{number}", "--to", "production")
             killed.until_serving(2, within=READY_WITHIN)
-            until_answers(killed, load, 2)
+            killed.until_answers(load, 2)
             killed.process.kill()
             killed.process.wait()
         served = stack.enter_context(following(cli, tmp_path, "--strategy", "replace", port=killed.port))
         served.until_serving(2, within=READY_WITHIN)
-        until_answers(served, load, 2)
+        served.until_answers(load, 2)
         asking.close()
         assert len(served.engines) == 1
         assert served.status["bad"] == []
@@ -130,11 +130,6 @@ def test_what_breaks_under_load_is_answered_or_said(released: Released, tmp_path
     said = ("the engine broke off", "could not answer", "vanished: ", "the stream ended without [DONE]")
     assert [each for each in load.problems() if not any(reason in each.problem for reason in said)] == []
     print(f"{len(load.answers)} answers, {len(load.problems())} of them broken off")
-
-
-def until_answers(served: Node, load: Load, number: int) -> None:
-    seen = len(load.of(f"llama/{number}"))
-    served.until(lambda: len(load.of(f"llama/{number}")) > seen + 5, f"answers of llama/{number}")
 
 
 FORWARD_AND_BACK = (

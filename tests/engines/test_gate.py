@@ -38,7 +38,7 @@ from packtrain.testing.tinymodels import (
     write_safetensors,
 )
 from packtrain.wiring import SystemClock
-from tests.engines.conftest import READY_WITHIN, SMALL, VLLM, Cli
+from tests.engines.conftest import LIMITS, READY_WITHIN, VLLM, Cli
 
 pytestmark = pytest.mark.engine
 
@@ -70,7 +70,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[st
         "llama",
     )
     cli("policy", "llama", "--gate", "production")
-    said = cli("gate", "llama/1", "--", "--dtype", "float32", "--enforce-eager", *SMALL)
+    said = cli("gate", "llama/1", "--", "--dtype", "float32", "--enforce-eager", *LIMITS)
     record = Digest.parse(said["golden"])
     golden = Golden.decode((store / "records" / "llama" / f"{record.hex}.json").read_bytes(), expect=record)
     cli("promote", "llama/1", "--to", "production")  # it passed
@@ -147,7 +147,7 @@ def require_passed(said: Comparison, what: str) -> None:
 
 def _engine(merged: Merged, *arguments: str) -> Any:
     environment = {**merged.cli.environment, "VLLM_SERVER_DEV_MODE": "1"}
-    launch = Launch("llama", str(merged.path), "llama/1", Arguments((*SMALL, *arguments)), environment=environment)
+    launch = Launch("llama", str(merged.path), "llama/1", Arguments((*LIMITS, *arguments)), environment=environment)
     return trial(launch, str(VLLM), (), SystemClock())
 
 

@@ -562,10 +562,10 @@ def folder_with(models: Models, folder: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_watch_killed_at_every_call_to_the_file_system(
+def test_watch_killed_at_every_ninth_call_to_the_file_system(
     make_house: Make, models: Models, folder: Path, tmp_path: Path
 ) -> None:
-    """Every ninth call: some 170 of them."""
+    """Some 170 of them."""
     k, going = 0, True
     while going:
         root, there = tmp_path / "store", folder_with(models, folder, str(k))

@@ -56,12 +56,6 @@ def serve(cli: Cli) -> Serve:
     return serving(cli)
 
 
-def until_answers(served: Node, load: Load, number: int) -> None:
-    """So many more of a version that a switch is behind it."""
-    seen = len(load.of(f"llama/{number}"))
-    served.until(lambda: len(load.of(f"llama/{number}")) > seen + 8, f"answers of llama/{number}")
-
-
 def begun(cli: Cli) -> bool:
     """Whether a download is not finished."""
     return any((cli.home / "cache" / "partial").iterdir())
@@ -81,12 +75,12 @@ def test_the_engine_is_killed_again_and_again(cli: Cli, serve: Serve, models: Mo
         served.until_said("proved: version=1")
         with Load(served.port, "llama") as load:
             for _ in range(3):
-                until_answers(served, load, 1)
+                served.until_answers(load, 1)
                 os.killpg(served.engine(), signal.SIGKILL)
                 served.until(lambda: served.status["serving"] is None, "it to notice")
                 served.until_serving(1)
             promote(cli, 2)
-            until_answers(served, load, 2)
+            served.until_answers(load, 2)
         # A request that killed one engine is asked once more, and no more than that.
         for answer in check(load, models, "the engine broke off", "llama/1 could not answer"):
             assert answer.version == "llama/1"
@@ -108,13 +102,13 @@ def test_the_supervisor_is_killed_in_the_middle_of_a_fetch(cli: Cli, serve: Serv
             load = Load(killed.port, "llama")
             asking = stack.enter_context(ExitStack())
             asking.enter_context(load)
-            until_answers(killed, load, 1)
+            killed.until_answers(load, 1)
             promote(cli, 2)
             killed.until(lambda: begun(cli), "the fetch to begin")
             killed.process.kill()
             killed.process.wait()
         served = stack.enter_context(serve(*FAST, port=killed.port))
-        until_answers(served, load, 2)
+        served.until_answers(load, 2)
         served.until_said("proved: version=2")
         asking.close()
     check(load, models, "vanished: ", "the stream ended without [DONE]")
@@ -126,14 +120,14 @@ def test_the_registry_is_away(cli: Cli, serve: Serve, models: Models, fake: Fake
     with serve(*FAST) as served:
         served.until_serving(1)
         with Load(served.port, "llama") as load:
-            until_answers(served, load, 1)
+            served.until_answers(load, 1)
             fake.faults = lambda _call, _count: fake_mlflow.DOWN
-            until_answers(served, load, 1)
+            served.until_answers(load, 1)
             promote(cli, 2)
-            until_answers(served, load, 2)
+            served.until_answers(load, 2)
             fake.faults = lambda _call, _count: None
             cli.run("rollback", "llama")
-            until_answers(served, load, 1)
+            served.until_answers(load, 1)
         assert check(load, models) == []
         assert fake.models["llama"].aliases == {"production": 1}
         accounts(served)
@@ -148,8 +142,8 @@ def test_the_store_is_away_in_the_middle_of_a_fetch(cli: Cli, serve: Serve, mode
             served.until(lambda: begun(cli), "the fetch to begin")
             with wire.refusing():
                 served.until(lambda: not served.status["registry"]["reachable"], "it to notice")
-                until_answers(served, load, 1)
-            until_answers(served, load, 2)
+                served.until_answers(load, 1)
+            served.until_answers(load, 2)
         assert check(load, models) == []
         assert served.status["bad"] == []
         assert served.status["registry"]["reachable"]
@@ -202,7 +196,7 @@ def test_a_node_is_held_by_hand_while_the_store_is_away(cli: Cli, serve: Serve, 
     with serve(*FAST) as again:
         again.until_serving(1)
         assert again.status["named"]["version"] == 2
-        assert cli.out("hold", "llama", "--local", "--release") == "this node follows llama@production again\n"
+        assert cli.out("hold", "llama/1", "--local", "--release") == "this node follows llama@production again\n"
         again.until_serving(2)
         assert again.status["hold"] is None
         again.until(lambda: "posted: action=node.held version=None" in again.said, "the event")
@@ -222,12 +216,12 @@ def test_the_disk_of_the_cache_is_full(cli: Cli, serve: Serve, models: Models) -
                 promote(cli, 2)
                 served.until(lambda: served.status["failing"], "it to fail")
                 assert "llama/2" in served.status["failing"][0]["because"]
-                until_answers(served, load, 1)
+                served.until_answers(load, 1)
                 os.killpg(served.engine(), signal.SIGKILL)  # it is started again without any room for notes
                 served.until(lambda: served.status["serving"] is None, "it to notice")
-                until_answers(served, load, 1)
+                served.until_answers(load, 1)
                 filler.unlink()
-                until_answers(served, load, 2)
+                served.until_answers(load, 2)
             check(load, models, "the engine broke off")
             assert served.status["bad"] == []
             served.until_said("proved: version=2")
@@ -263,7 +257,7 @@ def test_an_alias_that_moves_ten_times_in_a_second(
                 served.until_serving(1)
                 releaser.promote("llama/2", to="production")
                 served.until_serving(2, alone=True)
-            until_answers(served, load, 2)
+            served.until_answers(load, 2)
         assert check(load, models) == []
         assert len(served.engines) == 1
         accounts(served)

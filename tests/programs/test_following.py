@@ -56,8 +56,7 @@ def test_switches_forward_and_back_under_load(cli: Cli, serve: Serve, models: Mo
             for number in (2, 1, 2, 1):
                 promote(cli, number)
                 served.until_serving(number)
-                seen = len(load.of(f"llama/{number}"))
-                served.until(lambda: len(load.of(f"llama/{number}")) > seen + 5, "answers")  # noqa: B023
+                served.until_answers(load, number)
         load.check(answers_of(models))
         status = served.status
         assert status["strategy"]["name"] == strategy
@@ -93,8 +92,7 @@ def test_a_broken_version_is_left(
             promote(cli, broken)
             served.until(lambda: served.status["bad"], "it to be marked")
             served.until_serving(1)
-            seen = len(load.of("llama/1"))
-            served.until(lambda: len(load.of("llama/1")) > seen + 3, "answers")
+            served.until_answers(load, 1)
         load.check(answers_of(models))
         [bad] = served.status["bad"]
         assert bad["version"] == broken and reason in bad["because"]
@@ -417,6 +415,8 @@ def test_status_and_what(cli: Cli, serve: Serve, models: Models) -> None:
         elsewhere.run("publish", models.second, "--name", "llama")  # another llama/1
         wrong = elsewhere.run("what", url, "--api-key", "sesame", code=6)
         assert "it does not hold that: its digest is" in wrong.stderr
+        document = json.loads(elsewhere.run("what", url, "--api-key", "sesame", "--json", code=6).stdout)  # one
+        assert not all(check["holds"] for check in document["checks"])
     assert cli.run("what", url, code=7).stderr.startswith(f"error: {url} cannot be reached")
 
 

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.serving.load import Answer, ask
+from tests.serving.load import Answer, Load, ask
 
 from packtrain.serving.processes import living
 from packtrain.testing.ports import free_ports
@@ -84,6 +84,12 @@ class Node:
 
     def until_said(self, text: str) -> None:
         self.until(lambda: text in self.said, text)
+
+    def until_answers(self, load: Load, number: int) -> None:
+        """So many more of a version that a switch is behind it."""
+        version = f"llama/{number}"
+        seen = len(load.of(version))
+        self.until(lambda: len(load.of(version)) > seen + 8, f"answers of {version}")
 
     def engine(self, stage: str = "serving") -> int:
         """The process group of an engine."""

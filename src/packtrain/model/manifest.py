@@ -168,7 +168,7 @@ class Manifest:
     @classmethod
     def _read(cls, data: bytes, what: str) -> Manifest:
         try:
-            value = json.loads(data.decode("utf-8"))  # what it lets through is not what will be written again
+            value = json.loads(data.decode("utf-8"))  # laxer than `canonical.load`: `decode` compares all of it anyway
         except (ValueError, RecursionError) as error:
             raise IntegrityError(f"{what} is not canonical JSON: {error}") from error
         _require(isinstance(value, dict), what, "it is not an object")

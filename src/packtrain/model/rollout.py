@@ -255,8 +255,9 @@ class Rollout:
     @property
     def goal(self) -> Target | None:
         """What is to serve now. While nothing serves, what cannot be fetched is passed over."""
-        within_reach = filter(self._is_within_reach, self._candidates() if self.serving is None else ())
-        return next(within_reach, self.wanted)
+        if self.serving is not None:
+            return self.wanted
+        return next(filter(self._is_within_reach, self._candidates()), self.wanted)
 
     def is_bad(self, target: Target) -> bool:
         mark = self.bad.get(target.digest)

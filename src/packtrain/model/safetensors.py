@@ -163,15 +163,13 @@ def _tensor(name: str, entry: Any, base: int) -> Tensor:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise HeaderError(f"has a header whose entry {name!r} lacks dtype, shape or data_offsets") from error
-    if type(shape) is not list or not _is_count(start) or not _is_count(end):
+    if type(shape) is not list or not all(map(_is_count, (start, end, *shape))):
         raise HeaderError(f"has a header whose entry {name!r} has a bad shape or offset")
     bits = DTYPE_BITS.get(dtype) if type(dtype) is str else None
     if bits is None:
         raise HeaderError(f"has a tensor {name!r} of unknown dtype {dtype!r}")
     count = 1
     for n in shape:
-        if not _is_count(n):
-            raise HeaderError(f"has a header whose entry {name!r} has a bad shape or offset")
         count *= n
         if count >= MAX_COUNT:
             raise HeaderError(f"has a tensor {name!r} whose shape has 2**63 elements or more")
