@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -302,9 +302,19 @@ def test_it_is_renewed_as_long_as_it_is_held(house: House, monkeypatch: pytest.M
 
 
 def test_a_renewal_that_fails_is_said_and_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty(FaultyStore):
+        """It takes the lease, and no renewal before the second."""
+
+        leases = 0
+
+        def upload(self, key: str, body: Iterable[bytes], size: int) -> None:
+            self.leases += 1
+            if self.leases == 2:
+                raise Unavailable("it does not answer")
+            super().upload(key, body, size)
+
     monkeypatch.setattr(in_place, "RENEWAL", 0.01)
-    faulty = FaultyStore(house.store, {1 + 1 + 1: Fault.UNAVAILABLE})  # after the lease, its body and the manifest
-    with place(house, store=faulty) as opened:
+    with place(house, store=Faulty(house.store)) as opened:
         opened.open(house.registry.read("llama").state.version(1))
         house.clock.sleep(600)
         wait_for(lambda: leases(house) == [Lease(HOLDER, until(house, TERM))])
