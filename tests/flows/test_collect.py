@@ -184,17 +184,19 @@ def test_a_publisher_that_sleeps_past_its_lease_starts_anew(make_house: MakeHous
     house.publish(models.second)
     other = make_house("other")
 
+    slept: list[Collected] = []
+
     class Sleeping(FaultyStore):
-        def _before(self) -> None:
-            if self.calls == call:
+        def at(self, number: int) -> None:
+            if number == call:
                 house.clock.sleep(30 * DAY)
                 other.clock.sleep(30 * DAY)
-                gc(other)
-            super()._before()
+                slept.append(gc(other))
 
     house.store = Sleeping(house.store)
     house.registry._store = house.store
     assert house.publish(models.first).created
+    assert len(slept) == 1
     require_sound(house)
 
 

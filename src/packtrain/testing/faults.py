@@ -55,6 +55,7 @@ class FaultyStore:
 
     A call is each call of a method and each piece of a body that is read or uploaded. ``calls`` says how many there
     were: run once without a plan, then once for every k below ``calls``. A `Fault.STALL` lasts ``stall`` seconds.
+    ``at(k)`` is called once before call k has an effect: for tests in which something else happens there.
     """
 
     def __init__(self, inner: Store, plan: Mapping[int, Fault] | None = None, *, stall: float = 0.0) -> None:
@@ -150,11 +151,15 @@ class FaultyStore:
             dead = self._dead
         if dead:
             raise Killed(f"at call {call}")
+        self.at(call)
         if fault is Fault.UNAVAILABLE:
             raise Unavailable(f"a fault was planned at call {call}")
         if fault in _BUSY:
             raise Unavailable(f"a fault was planned at call {call}", busy=True, retry_after=RETRY_AFTER)
         return fault
+
+    def at(self, call: int) -> None:
+        pass
 
     def after(self, fault: Fault | None) -> None:
         if fault is Fault.STALL:
