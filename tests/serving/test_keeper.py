@@ -16,8 +16,11 @@ from packtrain.serving import Arguments, Launch
 from packtrain.serving.keeper import Keeper
 
 
-def keep(folder: Path, script: str, told: list[str], *, start_within: float) -> tuple[Keeper, threading.Event]:
-    """An engine that is a shell script, whose minutes are moments; what is told of it, and its end."""
+def keep(
+    folder: Path, script: str, told: list[str], *, start_within: float, haste: float = 1
+) -> tuple[Keeper, threading.Event]:
+    """An engine that is a shell script, and has ``haste`` times less time than others; what is told of it, and its
+    end."""
     vllm = folder / "vllm"
     vllm.write_text(script)
     vllm.chmod(0o755)
@@ -32,7 +35,7 @@ def keep(folder: Path, script: str, told: list[str], *, start_within: float) -> 
         str(vllm),
         [],
         start_within=start_within,
-        clock=HastyClock(100),
+        clock=HastyClock(haste),
         healthy=lambda: told.append("healthy"),
         sick=told.append,
         gone=gone,
@@ -60,7 +63,7 @@ def test_who_killed_an_engine(tmp_path: Path, end: Callable[[Keeper], None], how
     up = tmp_path / "up"
     os.mkfifo(up)
     told = list[str]()
-    keeper, over = keep(tmp_path, DEAF.format(up=up), told, start_within=1e9)
+    keeper, over = keep(tmp_path, DEAF.format(up=up), told, start_within=1e9, haste=100)
     assert up.read_text() == "up\n"  # from now on it does not hear SIGTERM
     end(keeper)
     assert over.wait(60)
@@ -69,11 +72,11 @@ def test_who_killed_an_engine(tmp_path: Path, end: Callable[[Keeper], None], how
 
 def test_an_engine_that_does_not_get_ready(tmp_path: Path) -> None:
     told = list[str]()
-    keeper, over = keep(tmp_path, "#!/bin/sh\nexec sleep 1000\n", told, start_within=60)
+    keeper, over = keep(tmp_path, "#!/bin/sh\nexec sleep 1000\n", told, start_within=1)
     deadline = time.monotonic() + 60
     while not told:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     keeper.stop()
     assert over.wait(60)
-    assert told == ["was not ready after 60 s", "was ended by SIGTERM"]
+    assert told == ["was not ready after 1 s", "was ended by SIGTERM"]
