@@ -22,6 +22,7 @@ many words as tokens were asked for, and at least four. /stub/processes gives th
     STUB_VLLM_EXIT=N             fail to start, with this exit code
     STUB_VLLM_LOADING=PATH       not ready while PATH exists
     STUB_VLLM_ANSWERING=PATH     no completion is answered while PATH exists
+    STUB_VLLM_STREAMING=PATH     no stream goes on after its first word while PATH exists
     STUB_VLLM_CRASH=1            kill itself when /health is asked for the second time
     STUB_VLLM_STUBBORN_CHILD=1   the child ignores SIGTERM, and this process waits for it
     STUB_VLLM_PACE=SECONDS       between two words of a stream
@@ -287,6 +288,7 @@ class Handler(BaseHTTPRequestHandler):
             said = {"delta": {"content": text}} if chat else {"text": text}
             self.event(json.dumps({**envelope, "choices": [{"index": 0, "finish_reason": None, **said}]}))
             time.sleep(float(os.environ.get("STUB_VLLM_PACE", "0")))
+            wait_while(lambda: exists(os.environ.get("STUB_VLLM_STREAMING")))
         self.event("[DONE]")
         self.chunk(b"")
 
