@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from packtrain.errors import EXIT_CODES
+from packtrain.testing.ports import free_ports
 from packtrain.testing.stub_vllm import write_executable
 from tests.conftest import Models
 
@@ -142,6 +143,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
+        self.ports = free_ports(50)
         size = sum(path.stat().st_size for path in self.models.first.iterdir())
         vllm = write_executable(self.home / "vllm")
         for number in range(3):
@@ -217,7 +219,7 @@ class Session:
             ("cache", "rm", which),
             ("cache", "verify"),
             ("cache", "ls"),
-            ("serve", which, "--", "--port", str(chance.randrange(23_000, 32_000))),
+            ("serve", which, "--", "--port", str(chance.choice(self.ports))),
             ("promote", version, "--to", "production"),
             ("rollback", name),
             ("verify", "--bytes"),

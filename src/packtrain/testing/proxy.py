@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from packtrain.testing.faults import RETRY_AFTER, Fault
+from packtrain.testing.ports import free_port
 
 _BUFFER = 256 << 10
 _SHAPED_PIECE = 32 << 10  # bytes: those of several connections take turns on a slow wire
@@ -94,8 +95,8 @@ class Relay:
         self._open: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._host = host
-        self._listener = socket.create_server((host, 0), backlog=256)
-        self.port: int = self._listener.getsockname()[1]
+        self.port = free_port()  # nobody takes it while this refuses
+        self._listener = socket.create_server((host, self.port), backlog=256)
         self._start(self._accept, self._listener)
 
     @property
