@@ -126,7 +126,7 @@ def test_a_server_that_is_gone_for_a_while(make_house: Make, models: Models, wir
     store = bucket("gone")
     make_house("publisher", store=store).publish(models.first)
     with wire.refusing(), pytest.raises(Unavailable, match="cannot be reached") as caught:
-        make_house("node", store=bucket("gone", HASTE)).pull("llama")
+        make_house("node", store=store).pull("llama")
     assert "AWS_ENDPOINT_URL" in caught.value.hint
     require_whole(make_house("node", store=store), models.first)
     with wire.refusing():

@@ -6,10 +6,27 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from packtrain.storage import objects
+from packtrain.storage.objects import Connection, ObjectStore
 
 Answer = bytes | None  # None: silence
 PATIENCE = 60.0  # seconds, with a server that answers, however busy this machine is
-HASTE = 0.5  # seconds, with one that does not; one in trouble is asked again for twice that long
+HASTE = 0.5  # seconds, with one that does not
+
+
+def ask_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server in trouble; and not for as long as the patience with it lasts."""
+    connect = ObjectStore._connect
+
+    def once(store: ObjectStore, silence: float, *, retries: int, **more: Any) -> Connection:
+        return connect(store, silence, retries=min(retries, 1), **more)
+
+    monkeypatch.setattr(ObjectStore, "_connect", once)
+    monkeypatch.setattr(objects, "PAUSES", (0.01, 0.01))
 
 
 class ScriptedServer:

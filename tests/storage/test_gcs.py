@@ -18,7 +18,7 @@ import pytest
 
 from packtrain.errors import AlreadyExists, IntegrityError, NotFound, PacktrainError, Refused, Unavailable, UsageError
 from packtrain.ports import OpenUpload
-from packtrain.storage import gcs_multipart, google, objects, open_store
+from packtrain.storage import gcs_multipart, google, open_store
 from packtrain.storage.gcs import open_gcs
 from packtrain.storage.objects import PART, ObjectStore
 from packtrain.testing import gcs_uploads
@@ -26,14 +26,14 @@ from packtrain.testing.faults import Fault
 from packtrain.testing.gcs_server import GcsServer
 from packtrain.testing.google import READ, WRITER
 from packtrain.testing.proxy import relay
-from tests.storage.scripted import HASTE, PATIENCE, Answer, ScriptedServer, answer, run, xml
+from tests.storage.scripted import HASTE, PATIENCE, Answer, ScriptedServer, answer, ask_again_once, run, xml
 
 TOKEN_ENDPOINT = "google.oauth2.credentials._GOOGLE_OAUTH2_TOKEN_ENDPOINT"  # of people's accounts: in no file
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "PAUSES", (0.01, 0.01))
+    ask_again_once(monkeypatch)
     monkeypatch.setattr(google, "METADATA_PAUSES", (0.01, 0.01))
 
 
@@ -369,7 +369,7 @@ def test_nobody_listens(gcs_environment: GcsServer, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("GOOGLE_BASE_URL", f"http://127.0.0.1:{held.getsockname()[1]}")
         for ask in ASKING.values():
             with pytest.raises(Unavailable, match="cannot be reached") as caught:
-                ask(open_gcs("b", "x", stall=0.1))
+                ask(open_gcs("b", "x"))
             assert "GOOGLE_BASE_URL" in caught.value.hint
 
 
@@ -439,7 +439,7 @@ def test_a_read_on_a_bad_wire(
     data = os.urandom(1 << 20)
     with relay(gcs_environment.endpoint) as wire:
         monkeypatch.setenv("GOOGLE_BASE_URL", wire.endpoint)
-        patience = 2 * HASTE if fault is Fault.STALL else PATIENCE
+        patience = 6 * HASTE if fault is Fault.STALL else PATIENCE  # also what the answer that is not stalled may take
         open_gcs(gcs_environment.bucket, "wire").upload(key, [data], len(data))
         store = open_gcs(gcs_environment.bucket, "wire", stall=patience)
         first = wire.traffic.requests

@@ -15,18 +15,17 @@ from contextlib import contextmanager
 import pytest
 
 from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable
-from packtrain.storage import objects
 from packtrain.storage.objects import PART, ObjectStore
 from packtrain.storage.s3 import open_s3
 from packtrain.testing.faults import Fault
 from packtrain.testing.proxy import relay
 from packtrain.testing.servers import S3Server
-from tests.storage.scripted import HASTE, PATIENCE, Answer, ScriptedServer, answer, run, xml
+from tests.storage.scripted import HASTE, PATIENCE, Answer, ScriptedServer, answer, ask_again_once, run, xml
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "PAUSES", (0.01, 0.01))
+    ask_again_once(monkeypatch)
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_nobody_listens(
         held.bind(("127.0.0.1", 0))  # bound and not listening: connecting is refused
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{held.getsockname()[1]}")
         with pytest.raises(Unavailable, match="cannot be reached") as caught:
-            ask(open_s3("b", "x", stall=HASTE))
+            ask(open_s3("b", "x"))
     assert "AWS_ENDPOINT_URL" in caught.value.hint
 
 
@@ -142,8 +141,7 @@ def test_what_a_server_says_becomes_a_hint(
     expected: type[PacktrainError],
     hint: str,
 ) -> None:
-    stall = HASTE if status.startswith("5") else PATIENCE
-    with scripted(monkeypatch, answer(status, xml(code)), stall=stall) as (_, store), pytest.raises(expected) as caught:
+    with scripted(monkeypatch, answer(status, xml(code))) as (_, store), pytest.raises(expected) as caught:
         ask(store)
     assert type(caught.value) is expected
     assert hint in caught.value.hint
@@ -155,7 +153,7 @@ def test_a_server_in_trouble_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> 
     there = answer("200 OK", b"text", "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT")
     with scripted(monkeypatch, trouble, there) as (_, store):
         assert store.get("k") == b"text"
-    with scripted(monkeypatch, trouble, stall=HASTE) as (_, store), pytest.raises(Unavailable, match="InternalError"):
+    with scripted(monkeypatch, trouble) as (_, store), pytest.raises(Unavailable, match="InternalError"):
         store.get("k")
 
 
