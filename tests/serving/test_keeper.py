@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tests.serving.launcher import HastyClock
 
 from packtrain.serving import Arguments, Launch
 from packtrain.serving.keeper import Keeper
+from packtrain.serving.processes import free_port
 
 
 def keep(
@@ -80,3 +82,11 @@ def test_an_engine_that_does_not_get_ready(tmp_path: Path) -> None:
     keeper.stop()
     assert over.wait(60)
     assert told == ["was not ready after 1 s", "was ended by SIGTERM"]
+
+
+def test_a_port_for_an_engine_is_its_own_before_it_listens() -> None:
+    port = free_port()
+    with socket.socket() as somebody, pytest.raises(OSError, match="in use"):
+        somebody.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)) as engine:
+        assert engine.getsockname()[1] == port

@@ -61,9 +61,10 @@ def is_healthy(endpoint: Endpoint, timeout: float = PROBE_TIMEOUT) -> bool:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    """A port of the loopback that nobody has. For a minute the kernel gives it to nobody either, because a connection
+    has just ended there; who asks for it by its number, as servers do (SO_REUSEADDR), gets it all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as probe, socket.create_connection(probe.getsockname()):
+        probe.accept()[0].close()
         return int(probe.getsockname()[1])
 
 
