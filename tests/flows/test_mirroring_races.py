@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
+from packtrain.flows import mirroring
 from packtrain.registry import mlflow as mlflow_api
 from packtrain.testing.clock import FakeClock
 from packtrain.testing.fake_mlflow import Fake
@@ -37,9 +39,10 @@ def url(request: pytest.FixtureRequest) -> str:
     return found
 
 
-def test_thirty_writers_publish_and_promote(url: str, tmp_path: Path) -> None:
+def test_thirty_writers_publish_and_promote(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost: what each was told is in the ledger under its name; MLflow has those versions and no others, and
     its alias is where the last event put it."""
+    monkeypatch.setattr(mirroring, "PATIENCE", timedelta(minutes=10))  # nobody is taken for dead who is only slow
     store = MemoryStore()
     writers = [Writer(store, tmp_path / str(n), url, f"writer-{n}") for n in range(WRITERS)]
     writers[0].publish(MERGED)
