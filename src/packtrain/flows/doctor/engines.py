@@ -37,6 +37,6 @@ def installed_version(command: Path, package: str) -> str | None:
     environment = command.resolve().parent.parent
     for folder in ("site-packages", "dist-packages"):
         for path in environment.glob(f"lib/python3*/{folder}/{package}-*.dist-info"):
-            if found := re.fullmatch(rf"{package}-(.+)\.dist-info", path.name):
+            if found := re.fullmatch(rf"{package}-(\d[^-]*)\.dist-info", path.name):  # not that of vllm-flash-attn
                 return found[1]
     return None
