@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import timestamp
-from packtrain.model.manifest import FILE_NAME, Chunk, FileEntry, Manifest
+from packtrain.model.manifest import FILE_NAME, Chunks, FileEntry, Manifest
 from packtrain.model.version import version_prefix
 from packtrain.registry.ledger import LedgerRegistry
 from packtrain.registry.memory import SeenLedgers
@@ -69,10 +69,11 @@ def _manifest(chunks: int) -> Manifest:
         for number in numbers:
             digest = begun.copy()
             digest.update(number.to_bytes(8, "little"))
-            digests.append(Chunk(CHUNK, digest.hexdigest()))
+            digests.append(digest.hexdigest())
         name = f"model-{len(files):05}.safetensors"
         # Nobody reads these files back, so their SHA-256, by which others name them, is made up.
-        files.append(FileEntry(name, len(numbers) * CHUNK, Digest.of(name.encode()).hex, tuple(digests)))
+        chunks_of_it = Chunks([CHUNK] * len(numbers), digests)
+        files.append(FileEntry(name, len(numbers) * CHUNK, Digest.of(name.encode()).hex, chunks_of_it))
     return Manifest.of("merged", files)
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from bench.bench import Bench
 from bench.results import Figure, Outcome
 from packtrain.model.digest import Digest
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.safetensors import cut, parse_header
 
 Shaped: TypeAlias = tuple[str, tuple[int, ...]]  # a tensor's name and its shape
@@ -54,7 +54,7 @@ def _once(headers: Sequence[tuple[bytes, int]]) -> tuple[float, int, int]:
 
 
 def _file(number: int, lengths: Sequence[int]) -> FileEntry:
-    chunks = tuple(Chunk(length, f"{number:08x}{index:056x}") for index, length in enumerate(lengths))
+    chunks = Chunks(lengths, [f"{number:08x}{index:056x}" for index in range(len(lengths))])
     return FileEntry(f"model-{number:05}.safetensors", sum(lengths), f"{number:064x}", chunks)
 
 

@@ -17,7 +17,7 @@ from packtrain.flows import pull as flows_pull
 from packtrain.flows.pull import Snapshot, hold, pull, resolve
 from packtrain.model.amount import Amount
 from packtrain.model.digest import Digest
-from packtrain.model.manifest import FILE_NAME, Chunk, FileEntry, Manifest
+from packtrain.model.manifest import FILE_NAME, Chunks, FileEntry, Manifest
 from packtrain.model.pacing import Limits
 from packtrain.model.reference import Reference
 from packtrain.ports import Store
@@ -112,9 +112,9 @@ def files(seed: int, size: int) -> dict[str, bytes]:
     return {"config.json": b"%010d" % seed, "model.safetensors": data, "tokenizer/vocab.json": b"%-10d" % seed}
 
 
-def _chunks(data: bytes, length: int = 400) -> tuple[Chunk, ...]:
+def _chunks(data: bytes, length: int = 400) -> Chunks:
     pieces = [data[start : start + length] for start in range(0, len(data), length)]
-    return tuple(Chunk(len(piece), blake3(piece).hexdigest()) for piece in pieces)
+    return Chunks(map(len, pieces), [blake3(piece).hexdigest() for piece in pieces])
 
 
 SIZE = 3000  # of each version's files

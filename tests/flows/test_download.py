@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, Unavailable, disk_error
 from packtrain.flows.download import ATTEMPTS, BUFFER, Source, download
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.pacing import Limits
 from packtrain.ports import Clock
 from packtrain.testing.clock import FakeClock
@@ -28,7 +28,7 @@ DATA = {path: os.urandom(count * CHUNK - 7) for path, count in FILES.items()}
 
 def entry(path: str, data: bytes) -> FileEntry:
     pieces = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
-    return FileEntry(path, len(data), "a" * 64, tuple(Chunk(len(p), blake3(p).hexdigest()) for p in pieces))
+    return FileEntry(path, len(data), "a" * 64, Chunks(map(len, pieces), [blake3(p).hexdigest() for p in pieces]))
 
 
 MANIFEST = Manifest.of("merged", [entry(path, data) for path, data in DATA.items()])

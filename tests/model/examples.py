@@ -9,7 +9,7 @@ from packtrain.model.digest import Digest
 from packtrain.model.golden import Answer, Check, Golden, Prompt, encode_result
 from packtrain.model.ledger import Draft, Log, timestamp
 from packtrain.model.lineage import Dataset, Lineage, Parent
-from packtrain.model.manifest import Base, Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Base, Chunks, FileEntry, Manifest
 from packtrain.model.mirror import Policy
 from packtrain.model.version import BaseVersion
 
@@ -23,7 +23,7 @@ def hex_of(text: str) -> str:
 
 
 def entry(path: str, lengths: list[int], *, generated: bool = False) -> FileEntry:
-    cut = tuple(Chunk(length, hex_of(f"{path} {index}")) for index, length in enumerate(lengths))
+    cut = Chunks(lengths, [hex_of(f"{path} {index}") for index in range(len(lengths))])
     return FileEntry(path, sum(lengths), hex_of(path), cut, generated)
 
 

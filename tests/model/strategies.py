@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packtrain.model.canonical import MAX_INTEGER
 from packtrain.model.digest import Digest
-from packtrain.model.manifest import Base, Chunk, FileEntry, Manifest, unsafe_path
+from packtrain.model.manifest import Base, Chunks, FileEntry, Manifest, unsafe_path
 
 hex256 = st.text("0123456789abcdef", min_size=64, max_size=64)
 digests = st.builds(Digest, hex256)
@@ -27,7 +27,9 @@ json_values = st.recursive(
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 
-chunks = st.lists(st.builds(Chunk, st.integers(1, 2**40), hex256), max_size=6).map(tuple)
+chunks = st.lists(st.tuples(st.integers(1, 2**40), hex256), max_size=6).map(
+    lambda cut: Chunks([length for length, _ in cut], [blake3 for _, blake3 in cut])
+)
 
 _part = st.text(string.ascii_letters + string.digits + "._- äß日🦙", min_size=1, max_size=8)
 paths = st.lists(_part, min_size=1, max_size=3).map("/".join).filter(lambda path: unsafe_path(path) is None)
@@ -41,7 +43,7 @@ def _no_file_is_a_folder(files: list[FileEntry]) -> bool:
 @st.composite
 def file_entries(draw: st.DrawFn) -> FileEntry:
     cut = draw(chunks)
-    return FileEntry(draw(paths), sum(c.length for c in cut), draw(hex256), cut, draw(st.booleans()))
+    return FileEntry(draw(paths), sum(cut.lengths), draw(hex256), cut, draw(st.booleans()))
 
 
 file_lists = st.lists(file_entries(), min_size=1, max_size=5, unique_by=lambda f: f.path).filter(_no_file_is_a_folder)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packtrain.model.delta import Delta, Stored, between, stacks
 from packtrain.model.digest import Digest
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.pacing import LONGEST
 from packtrain.model.sourcing import AtHand, Place, Plan, Ways, find_at_hand
 from packtrain.model.tensors import SAME, Tally
@@ -76,7 +76,7 @@ def test_a_version_and_itself_under_another_name() -> None:
 
 
 def manifest_of(*lengths: int) -> Manifest:
-    chunks = tuple(Chunk(length, f"{number:064x}") for number, length in enumerate(lengths))
+    chunks = Chunks(lengths, [f"{number:064x}" for number in range(len(lengths))])
     return Manifest.of("merged", [FileEntry("model", sum(lengths), hex_of("model"), chunks)])
 
 

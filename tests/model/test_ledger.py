@@ -15,7 +15,7 @@ from packtrain.errors import Conflict, IntegrityError, NotFound, Refused, UsageE
 from packtrain.model import canonical
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import GENESIS, Draft, Event, Log, timestamp
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.mirror import Policy
 from packtrain.model.reference import Reference
 from tests.model.examples import MERGED, Writer, hex_of, ledger_with_every_action
@@ -26,7 +26,7 @@ EVENTS = ledger_with_every_action().events
 
 
 def manifest(text: str) -> Manifest:
-    return Manifest.of("merged", [FileEntry("a", 1, hex_of(text), (Chunk(1, hex_of(text)),))])
+    return Manifest.of("merged", [FileEntry("a", 1, hex_of(text), Chunks([1], [hex_of(text)]))])
 
 
 def with_versions(count: int) -> Writer:

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from packtrain.errors import Conflict, NotFound, Refused
 from packtrain.model.digest import Digest
 from packtrain.model.ledger import Draft, Log
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from tests.model.examples import Writer, hex_of
 
 aliases = st.sampled_from(["production", "staging"])
@@ -18,7 +18,7 @@ expects = st.none() | st.integers(0, 4)
 
 
 def manifest(content: str) -> Manifest:
-    return Manifest.of("merged", [FileEntry("model", 1, hex_of(content), (Chunk(1, hex_of(content)),))])
+    return Manifest.of("merged", [FileEntry("model", 1, hex_of(content), Chunks([1], [hex_of(content)]))])
 
 
 class Ledger(RuleBasedStateMachine):

@@ -20,22 +20,23 @@ from packtrain.model.manifest import (
     PICKLE_SUFFIXES,
     Base,
     Chunk,
+    Chunks,
     FileEntry,
     Manifest,
     refuse_unsafe,
     unsafe_path,
 )
-from tests.model.strategies import digests, file_lists, hex256, manifests, mutations
+from tests.model.strategies import chunks, digests, file_lists, hex256, manifests, mutations
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 MERGED = Manifest.of(
     "merged",
     [
-        FileEntry("config.json", 10, A, (Chunk(10, B),)),
-        FileEntry("sub/model.safetensors", 30, B, (Chunk(10, A), Chunk(20, C))),
-        FileEntry("empty", 0, C, ()),
-        FileEntry("MLmodel", 5, C, (Chunk(5, C),), generated=True),
+        FileEntry("config.json", 10, A, Chunks([10], [B])),
+        FileEntry("sub/model.safetensors", 30, B, Chunks([10, 20], [A, C])),
+        FileEntry("empty", 0, C, Chunks()),
+        FileEntry("MLmodel", 5, C, Chunks([5], [C]), generated=True),
     ],
 )
 ADAPTERS = [
@@ -51,7 +52,7 @@ ADAPTERS = [
 
 
 def file(path: str, size: int = 1) -> FileEntry:
-    return FileEntry(path, size, A, (Chunk(size, B),) if size else ())
+    return FileEntry(path, size, A, Chunks([size], [B]) if size else Chunks())
 
 
 @given(manifests)
@@ -203,8 +204,12 @@ def test_the_order_in_which_files_are_found_means_nothing(files: list[FileEntry]
 @given(file_lists, st.data())
 def test_the_payload_depends_on_exported_bytes_alone(files: list[FileEntry], data: st.DataObject) -> None:
     manifest = Manifest.of("merged", files)
-    recut = [replace(f, chunks=(Chunk(f.size, data.draw(hex256)),) if f.size else ()) for f in files if not f.generated]
-    generated = FileEntry("zzz-generated", 1, data.draw(hex256), (Chunk(1, data.draw(hex256)),), generated=True)
+    recut = [
+        replace(f, chunks=Chunks([f.size], [data.draw(hex256)]) if f.size else Chunks())
+        for f in files
+        if not f.generated
+    ]
+    generated = FileEntry("zzz-generated", 1, data.draw(hex256), Chunks([1], [data.draw(hex256)]), generated=True)
     assert Manifest.of("merged", [*recut, generated]).payload == manifest.payload
     assert Manifest.of("adapter", [*recut, generated], Base(hub="org/name")).payload == manifest.payload
 
@@ -214,7 +219,7 @@ def test_the_payload_is_the_documented_digest() -> None:
     assert MERGED.payload == Digest.of(rows.replace(" ", "").encode())
 
 
-@pytest.mark.parametrize("change", [{"path": "b"}, {"sha256": B}, {"size": 2, "chunks": (Chunk(2, B),)}])
+@pytest.mark.parametrize("change", [{"path": "b"}, {"sha256": B}, {"size": 2, "chunks": Chunks([2], [B])}])
 def test_the_payload_tells_exported_bytes_apart(change: dict[str, Any]) -> None:
     other = Manifest.of("merged", [replace(file("a"), **change)])
     assert other.payload != Manifest.of("merged", [file("a")]).payload
@@ -286,3 +291,46 @@ def test_a_manifest_that_is_refused_leaves_the_collector_on() -> None:
     with pytest.raises(IntegrityError):
         Manifest.decode(b'{"schema":')
     assert gc.isenabled()
+
+
+# Chunks
+
+
+@given(chunks, st.data())
+def test_chunks_are_a_sequence_of_them(some: Chunks, data: st.DataObject) -> None:
+    each = list(some)
+    assert all(isinstance(chunk, Chunk) for chunk in each)
+    assert [(chunk.length, chunk.blake3) for chunk in each] == [tuple(pair) for pair in json.loads(some.encode())]
+    assert [some[index] for index in range(-len(some), len(some))] == each + each
+    assert list(some.lengths) == [chunk.length for chunk in each]
+    part = data.draw(st.slices(len(some)))
+    assert list(some[part]) == each[part]
+    for index in (len(some), -len(some) - 1):
+        with pytest.raises(IndexError):
+            some[index]
+
+
+@given(chunks, chunks)
+def test_chunks_are_equal_where_each_is(one: Chunks, other: Chunks) -> None:
+    assert (one == other) == (list(one) == list(other))
+    assert one == one[:]
+    assert hash(one) == hash(one[:])
+    assert one != list(one)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, {}, "x", [1], [[]], ["ab"], [{"a": 1, "b": 2}], [[1]], [[1, A, A]], [[1, A], [1]],
+        [[True, A]], [[1.0, A]], [[0, A]], [[-1, A]], [[2**64, A]], [["1", A]],
+        [[1, None]], [[1, ""]], [[1, A[1:]]], [[1, A + "a"]], [[1, "A" * 64]], [[1, "g" * 64]], [[1, " a" * 32]],
+        [[1, "a" * 62 + "  "], [1, "  " + "a" * 62]], [[1, "٣" * 64]], [[1, "\ud800" * 64]],
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_what_is_not_a_list_of_chunks(value: Any) -> None:
+    assert Chunks.read(value) is None
+
+
+def test_no_chunks() -> None:
+    assert Chunks.read([]) == Chunks()

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from packtrain.model.digest import Digest
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.parts import COPIED, SENT, Part, plan_parts
 from packtrain.model.sourcing import find_at_hand
 
@@ -20,8 +20,9 @@ def name(text: str) -> str:
 
 def entry(path: str, chunks: list[tuple[int, str]]) -> FileEntry:
     """A file of chunks of a length and a content each."""
-    made = tuple(Chunk(length, name(f"{length} {content}")) for length, content in chunks)
-    return FileEntry(path, sum(length for length, _ in chunks), name(f"{path} {chunks}"), made)
+    lengths = [length for length, _ in chunks]
+    made = Chunks(lengths, [name(f"{length} {content}") for length, content in chunks])
+    return FileEntry(path, sum(lengths), name(f"{path} {chunks}"), made)
 
 
 def version(*files: FileEntry) -> tuple[Digest, Manifest]:
@@ -50,7 +51,7 @@ def require_right(new: FileEntry, parts: list[Part], *old: FileEntry, smallest: 
         offset += part.run.length
         if part.place is not None:
             source = by_path[part.place.path]
-            starts = [sum(chunk.length for chunk in source.chunks[:index]) for index in range(len(source.chunks))]
+            starts = [sum(source.chunks.lengths[:index]) for index in range(len(source.chunks))]
             first = starts.index(part.place.start)
             assert source.chunks[first : first + len(part.run.chunks)] == part.run.chunks
     assert offset == new.size

@@ -14,7 +14,7 @@ from packtrain.model.digest import Digest
 from packtrain.model.duration import about, duration
 from packtrain.model.lease import Holder, Lease
 from packtrain.model.ledger import Draft, Log, State, timestamp
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.reachability import SKEW, Hold, Holdings, Rules, World, epitaph, epitaph_of_record, later
 from packtrain.model.version import BaseVersion
 from tests.model.examples import START, Writer, hex_of
@@ -23,7 +23,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def manifest(content: str, kind: str = "merged") -> Manifest:
-    return Manifest.of(kind, [FileEntry("model", 1, hex_of(content), (Chunk(1, hex_of(content)),))])
+    return Manifest.of(kind, [FileEntry("model", 1, hex_of(content), Chunks([1], [hex_of(content)]))])
 
 
 def at(after: timedelta, grace: timedelta = 7 * DAY) -> Rules:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.model.digest import Digest
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunk, Chunks, FileEntry, Manifest
 from packtrain.model.sourcing import Place, Run, find_at_hand, missing_runs
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ def manifest_of(files: list[list[int]]) -> Manifest:
     return Manifest.of(
         "merged",
         [
-            FileEntry(f"{index:03}", sum(cut), HEX, tuple(Chunk(length, next(digest)) for length in cut))
+            FileEntry(f"{index:03}", sum(cut), HEX, Chunks(cut, [next(digest) for _ in cut]))
             for index, cut in enumerate(files)
         ],
     )
@@ -96,9 +96,9 @@ def version_of(files: list[list[int]]) -> Manifest:
     """Chunk n has 10 + n bytes and the digest n."""
     entries = []
     for index, cut in enumerate(files):
-        chunks = tuple(Chunk(10 + n, f"{n:064x}") for n in cut)
+        chunks = Chunks([10 + n for n in cut], [f"{n:064x}" for n in cut])
         sha256 = Digest.of(repr(cut).encode()).hex
-        entries.append(FileEntry(f"{index:03}", sum(chunk.length for chunk in chunks), sha256, chunks))
+        entries.append(FileEntry(f"{index:03}", sum(chunks.lengths), sha256, chunks))
     return Manifest.of("merged", entries)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.safetensors import Header, cut, parse_header
 from packtrain.model.tensors import (
     ADDED,
@@ -54,12 +54,12 @@ def made(*shards: Content, chunk: int | None = None) -> tuple[Manifest, dict[str
         if chunk:
             whole, rest = divmod(len(head) + offset, chunk)
             lengths = [chunk] * whole + ([rest] if rest else [])
-        chunks, start = [], 0
+        blake3s, start = [], 0
         for length in lengths:
-            chunks.append(Chunk(length, _digest(head, headers[path], content, start, start + length)))
+            blake3s.append(_digest(head, headers[path], content, start, start + length))
             start += length
         sha256 = hashlib.sha256(repr((head, content)).encode()).hexdigest()
-        entries.append(FileEntry(path, start, sha256, tuple(chunks)))
+        entries.append(FileEntry(path, start, sha256, Chunks(lengths, blake3s)))
     return Manifest.of("merged", entries), headers
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import SHARED_FIXTURES, as_nobody
 
 from packtrain.errors import LocalDiskError, NotFound, PacktrainError, Refused, UsageError
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.training import checkpoint as module
 from packtrain.training.checkpoint import inspect
 from packtrain.training.preflight import preflight
@@ -108,7 +108,7 @@ def test_a_snapshot_can_be_published_again_with_the_same_payload(merged):
     for name, generated in (("MLmodel", True), ("components/tokenizer/tokenizer.json", True), ("config.json", False)):
         if generated:
             (merged / name).write_bytes(b"x")
-        files.append(FileEntry(name, 1, "0" * 64, (Chunk(1, "0" * 64),), generated))
+        files.append(FileEntry(name, 1, "0" * 64, Chunks([1], ["0" * 64]), generated))
     (merged / "packtrain.json").write_bytes(Manifest.of("merged", files).encode())
     checkpoint = inspect(merged)
     assert checkpoint.taken == before

@@ -55,7 +55,7 @@ def _digests(store: Store, side: Stored, tensors: list[StoredTensor]) -> dict[st
 
 
 def _digests_in(store: Store, version: ModelVersion, file: FileEntry, tensors: list[StoredTensor]) -> dict[str, str]:
-    starts = list(accumulate((chunk.length for chunk in file.chunks), initial=0))
+    starts = list(accumulate(file.chunks.lengths, initial=0))
     lying_in: dict[int, list[StoredTensor]] = {}
     for tensor in tensors:
         for index in tensor.chunks:

@@ -22,7 +22,7 @@ from blake3 import blake3
 from packtrain.flows.sources import NewFile
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.crc32 import combined
-from packtrain.model.manifest import Chunk, FileEntry
+from packtrain.model.manifest import Chunks, FileEntry
 from packtrain.model.safetensors import Header, HeaderError, cut, header_length, parse_header
 from packtrain.model.sourcing import Run
 from packtrain.ports import Reporter
@@ -55,13 +55,13 @@ def hash_and_check(files: Sequence[NewFile], reporter: Reporter) -> Hashed:
 
 def crc32_of(entry: FileEntry, crc32s: Sequence[int]) -> int:
     """Of a whole file, from those of its chunks."""
-    return combined((crc32, chunk.length) for crc32, chunk in zip(crc32s, entry.chunks, strict=True))
+    return combined(zip(crc32s, entry.chunks.lengths, strict=True))
 
 
 def checksums_of(file: NewFile, entry: FileEntry, halt: Halt) -> Sequence[int]:
     """The CRC-32 of each chunk of a file that was hashed in another way. Raises Refused if it changed."""
     crc32s, crc32 = list[int](), 0
-    for part, digest in _cut(file.source.read(0, entry.size, _buffer(_PIECE)), (c.length for c in entry.chunks)):
+    for part, digest in _cut(file.source.read(0, entry.size, _buffer(_PIECE)), entry.chunks.lengths):
         halt.check()
         crc32 = zlib.crc32(part, crc32)
         if digest is not None:
@@ -84,7 +84,7 @@ def checked_run(file: NewFile, run: Run, advance: Callable[[int], None], halt: H
     """
     expected = iter(run.chunks)
     pieces = file.source.read(run.start, run.length, _buffer(_SENT))
-    for part, digest in _cut(pieces, (chunk.length for chunk in run.chunks)):
+    for part, digest in _cut(pieces, run.chunks.lengths):
         halt.check()
         if digest is not None and digest != next(expected).blake3:
             raise file.source.changed()  # before the last piece leaves, so that nothing is ever completed
@@ -118,20 +118,18 @@ def _hash(
     """``checks``: whether checksums are wanted; else there are none. ``beside``: who computes SHA-256; None: we do."""
     size = file.source.size
     lengths = cut(size, _header(file))
-    sha256, chunks = hashlib.sha256(), list[Chunk]()
+    sha256, blake3s = hashlib.sha256(), list[str]()
     crc32s, crc32 = list[int](), 0
     pieces = _given_to(sha256.update, beside, file.source.read(0, size, _buffer(_PIECE)))
     for part, digest in _cut(pieces, lengths):
         halt.check()
         crc32 = zlib.crc32(part, crc32) if checks else 0
         if digest is not None:
-            chunks.append(Chunk(lengths[len(chunks)], digest))
+            blake3s.append(digest)
             crc32s.append(crc32)
             crc32 = 0
         reporter.advance(len(part))
-    entry = FileEntry(
-        path=file.path, size=size, sha256=sha256.hexdigest(), chunks=tuple(chunks), generated=file.generated
-    )
+    entry = FileEntry(file.path, size, sha256.hexdigest(), Chunks(lengths, blake3s), file.generated)
     return entry, crc32s if checks else ()
 
 

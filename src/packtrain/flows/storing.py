@@ -184,9 +184,9 @@ def _outgoing(store: Store, load: Load, entry: FileEntry) -> Outgoing:
     if url is None or url.split("/")[:3] != store.url.split("/")[:3]:  # not of the same bucket
         return Outgoing(file, entry, load.copyable.at_hand.files.get(entry.path), load.copyable.of(entry))
     places, start = dict[int, Place](), 0
-    for index, chunk in enumerate(entry.chunks):
+    for index, length in enumerate(entry.chunks.lengths):
         places[index] = Place(_ORIGIN, entry.path, start)
-        start += chunk.length
+        start += length
     return Outgoing(file, entry, Place(_ORIGIN, entry.path), places)
 
 

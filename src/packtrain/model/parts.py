@@ -68,15 +68,15 @@ class _Stretch:
 def _stretches(file: FileEntry, places: Mapping[int, Place]) -> list[_Stretch]:
     found: list[_Stretch] = []
     start = 0
-    for index, chunk in enumerate(file.chunks):
+    for index, length in enumerate(file.chunks.lengths):
         place = places.get(index)
         last = found[-1] if found else None
         following = last and last.place and replace(last.place, start=last.place.start + last.length)
         if last is not None and (place == following if place else last.place is None):
-            found[-1] = _Stretch(replace(last.run, end=index + 1), last.place, last.length + chunk.length)
+            found[-1] = _Stretch(replace(last.run, end=index + 1), last.place, last.length + length)
         else:
-            found.append(_Stretch(Run(file, start, index, index, index + 1), place, chunk.length))
-        start += chunk.length
+            found.append(_Stretch(Run(file, start, index, index, index + 1), place, length))
+        start += length
     return found
 
 
@@ -105,7 +105,7 @@ def _take(stretch: _Stretch, count: int) -> tuple[_Stretch, _Stretch | None]:
     """The first chunks of a stretch that make up ``count`` bytes at least, to be sent; and the rest, if any."""
     taken, length = 0, 0
     while length < count and stretch.run.begin + taken < stretch.run.end:
-        length += stretch.run.file.chunks[stretch.run.begin + taken].length
+        length += stretch.run.file.chunks.lengths[stretch.run.begin + taken]
         taken += 1
     if stretch.run.begin + taken == stretch.run.end:
         return replace(stretch, place=None), None
@@ -120,7 +120,7 @@ def _split(run: Run, smallest: int, about: int) -> list[tuple[Run, int]]:
     ends: list[int] = []
     length = 0
     for index in range(run.begin, run.end):
-        length += run.file.chunks[index].length
+        length += run.file.chunks.lengths[index]
         if length >= max(about, smallest):
             ends.append(index + 1)
             length = 0

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from packtrain.model.digest import Digest
-from packtrain.model.manifest import Chunk, FileEntry, Manifest
+from packtrain.model.manifest import Chunks, FileEntry, Manifest
 from packtrain.model.pacing import LONGEST
 
 
@@ -35,24 +35,24 @@ class Run:
         return cls(file, 0, first, 0, len(file.chunks))
 
     @property
-    def chunks(self) -> tuple[Chunk, ...]:
+    def chunks(self) -> Chunks:
         return self.file.chunks[self.begin : self.end]
 
     @property
     def length(self) -> int:
         """In bytes."""
-        return sum(chunk.length for chunk in self.chunks)
+        return sum(self.file.chunks.lengths[self.begin : self.end])
 
     def after(self, count: int) -> Run:
         """What is left when the first ``count`` chunks are done."""
-        done = sum(chunk.length for chunk in self.file.chunks[self.begin : self.begin + count])
+        done = sum(self.file.chunks.lengths[self.begin : self.begin + count])
         return replace(self, start=self.start + done, first=self.first + count, begin=self.begin + count)
 
     def split(self, limit: int) -> tuple[Run, Run | None]:
         """The first chunks that make up at most ``limit`` bytes, but at least one; and the rest, if there is any."""
         length, count = 0, 0
         for index in range(self.begin, self.end):
-            length += self.file.chunks[index].length
+            length += self.file.chunks.lengths[index]
             if count and length > limit:
                 break
             count += 1
@@ -66,12 +66,12 @@ def missing_runs(manifest: Manifest, finished: Container[int]) -> Iterator[Run]:
     first = 0
     for file in manifest.files:
         start, begin, run_start = 0, 0, 0
-        for index, chunk in enumerate(file.chunks):
+        for index, length in enumerate(file.chunks.lengths):
             if first + index in finished:
                 if begin < index:
                     yield Run(file, run_start, first + begin, begin, index)
-                begin, run_start = index + 1, start + chunk.length
-            start += chunk.length
+                begin, run_start = index + 1, start + length
+            start += length
         if begin < len(file.chunks):
             yield Run(file, run_start, first + begin, begin, len(file.chunks))
         first += len(file.chunks)
@@ -111,11 +111,11 @@ class AtHand:
         for run in missing_runs(manifest, finished):
             rest: Run | None = run
             while rest is not None:
-                place, count, length = self.chunks.get(rest.first), 1, rest.file.chunks[rest.begin].length
+                place, count, length = self.chunks.get(rest.first), 1, rest.file.chunks.lengths[rest.begin]
                 while place is not None and rest.begin + count < rest.end:
                     if self.chunks.get(rest.first + count) != replace(place, start=place.start + length):
                         break
-                    length += rest.file.chunks[rest.begin + count].length
+                    length += rest.file.chunks.lengths[rest.begin + count]
                     count += 1
                 if place is not None:
                     yield Copy(replace(rest, end=rest.begin + count), place)
@@ -155,9 +155,9 @@ def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]
         if whole is not None:
             files[file.path] = whole
             start = 0
-            for index, chunk in enumerate(file.chunks, start=first):
+            for index, length in enumerate(file.chunks.lengths, start=first):
                 chunks[index] = replace(whole, start=start)
-                start += chunk.length
+                start += length
         first += len(file.chunks)
     return AtHand(files, chunks)
 
@@ -216,7 +216,7 @@ class Plan:
     @property
     def here(self) -> int:
         """Bytes of what is finished."""
-        lengths = [chunk.length for file in self.manifest.files for chunk in file.chunks]
+        lengths = [length for file in self.manifest.files for length in file.chunks.lengths]
         return sum(lengths[index] for index in self.finished)
 
     @property
@@ -269,7 +269,7 @@ class Plan:
         for index in range(begin, len(file.chunks)):
             if at >= end:
                 break
-            length = file.chunks[index].length
+            length = file.chunks.lengths[index]
             part = min(at + length, end) - max(at, start)
             at += length
             if part <= 0 or first + index in self.finished:

@@ -108,7 +108,7 @@ def stored_tensors(manifest: Manifest, headers: Mapping[str, Header]) -> dict[st
     found: dict[str, StoredTensor] = {}
     for file in manifest.files:
         header = headers.get(file.path)
-        ends = list(accumulate(chunk.length for chunk in file.chunks))
+        ends = list(accumulate(file.chunks.lengths))
         for tensor in header.tensors if header else ():
             key = tensor.name if tensor.name not in found else f"{tensor.name} ({file.path})"
             first = bisect_right(ends, tensor.start)
@@ -121,7 +121,7 @@ def stored_tensors(manifest: Manifest, headers: Mapping[str, Header]) -> dict[st
 
 def _pieces(tensor: Tensor, file: FileEntry, ends: list[int], index: int) -> tuple[tuple[int, Chunk], ...]:
     pieces = []
-    while tensor.size and index < len(ends) and ends[index] - file.chunks[index].length < tensor.end:
+    while tensor.size and index < len(ends) and ends[index] - file.chunks.lengths[index] < tensor.end:
         chunk = file.chunks[index]
         pieces.append((ends[index] - chunk.length - tensor.start, chunk))
         index += 1
