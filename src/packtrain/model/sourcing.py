@@ -6,9 +6,11 @@ before it, in a re-sharded export and in the base model.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from packtrain.model.digest import Digest
 from packtrain.model.manifest import Chunks, FileEntry, Manifest
@@ -126,13 +128,12 @@ def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]
     """What ``snapshots`` hold of a version. Their manifests are looked at one after the other, and not kept."""
     wanted_files = {(file.sha256, file.size) for file in manifest.files if file.size}
     wanted_chunks: dict[str, list[int]] = {}
-    wanted = [chunk for file in manifest.files for chunk in file.chunks]
-    for index, chunk in enumerate(wanted):
-        wanted_chunks.setdefault(chunk.blake3, []).append(index)
     by_content: dict[tuple[str, int], Place] = {}
     by_path: dict[tuple[str, str], Place] = {}  # rather than a copy of it elsewhere
     chunks: dict[int, Place] = {}
+    lengths = array("Q", chain.from_iterable(file.chunks.lengths for file in manifest.files))
     for digest, other in snapshots:
+        wanted_chunks = wanted_chunks or _places_of_chunks(manifest)
         for file in other.files:
             key = (file.sha256, file.size)
             if key in wanted_files:
@@ -142,9 +143,7 @@ def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]
             for chunk in file.chunks:
                 for index in wanted_chunks.get(chunk.blake3, ()):
                     before = chunks.get(index - 1)
-                    follows = before is not None and before == Place(
-                        digest, file.path, start - wanted[index - 1].length
-                    )
+                    follows = before is not None and before == Place(digest, file.path, start - lengths[index - 1])
                     if follows or index not in chunks:  # of equal chunks the one that keeps a run together
                         chunks[index] = Place(digest, file.path, start)
                 start += chunk.length
@@ -160,6 +159,14 @@ def find_at_hand(manifest: Manifest, snapshots: Iterable[tuple[Digest, Manifest]
                 start += length
         first += len(file.chunks)
     return AtHand(files, chunks)
+
+
+def _places_of_chunks(manifest: Manifest) -> dict[str, list[int]]:
+    """The indexes of each chunk among all, by its digest."""
+    found: dict[str, list[int]] = {}
+    for index, chunk in enumerate(chunk for file in manifest.files for chunk in file.chunks):
+        found.setdefault(chunk.blake3, []).append(index)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
