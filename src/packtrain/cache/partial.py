@@ -6,8 +6,9 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableSet
 from contextlib import contextmanager, suppress
+from itertools import compress, count
 from pathlib import Path
 from threading import Lock
 
@@ -17,6 +18,32 @@ from packtrain.model.manifest import FILE_NAME, Manifest
 
 JOURNAL = "journal"
 _INDEX_BYTES = 4
+
+
+class Indexes(MutableSet[int]):
+    """Of chunks: a byte for each up to the last, where a `set` takes a hundred."""
+
+    def __init__(self, indexes: Iterable[int] = ()) -> None:
+        self._marks = bytearray()
+        for index in indexes:
+            self.add(index)
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and 0 <= index < len(self._marks) and self._marks[index] == 1
+
+    def __iter__(self) -> Iterator[int]:
+        return compress(count(), self._marks)
+
+    def __len__(self) -> int:
+        return self._marks.count(1)
+
+    def add(self, index: int) -> None:
+        self._marks.extend(bytes(max(0, index + 1 - len(self._marks))))
+        self._marks[index] = 1
+
+    def discard(self, index: int) -> None:
+        if index in self:
+            self._marks[index] = 0
 
 
 class Partial:
@@ -37,7 +64,7 @@ class Partial:
         self._boot = boot
         self._journal_path = directory / JOURNAL
         self._lock = Lock()
-        self.finished: set[int] = set()
+        self.finished = Indexes()
         self.doubtful: set[int] = set()
         self.linked = 0  # bytes of the files that became links just now
         self._journal = -1
@@ -65,7 +92,8 @@ class Partial:
         """Notes that chunks are written and checked."""
         with self._lock, self._disk("could not note a finished chunk"):
             os.write(self._journal, b"".join(index.to_bytes(_INDEX_BYTES, "little") for index in indexes))
-            self.finished.update(indexes)
+            for index in indexes:
+                self.finished.add(index)
 
     def settle_doubts(self) -> None:
         """Begins the journal anew with what is finished now: every doubtful chunk was checked or will be fetched."""
@@ -120,7 +148,7 @@ class Partial:
         boot, noted, torn = _read_journal(self._journal_path)
         here = noted & _chunks_here(self.tree, self._manifest)
         if boot == self._boot:
-            self.finished = here
+            self.finished = Indexes(here)
         else:
             self.doubtful = here
         if torn or here != noted:
@@ -134,10 +162,11 @@ class Partial:
         for file in self._manifest.files:
             chunks = range(index, index := index + len(file.chunks))
             path = self.tree / file.path
-            if _is_shared(path) and not self.finished.issuperset(chunks):  # it must not be written to
+            finished = all(chunk in self.finished for chunk in chunks)
+            if _is_shared(path) and not finished:  # it must not be written to
                 path.unlink()
                 self.doubtful.difference_update(chunks)
-            if (source := links.get(file.path)) is None or self.finished.issuperset(chunks):
+            if (source := links.get(file.path)) is None or finished:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = (
@@ -170,7 +199,7 @@ class Partial:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                if os.fstat(descriptor).st_size != file.size or not self.finished | self.doubtful:
+                if os.fstat(descriptor).st_size != file.size or not (self.finished or self.doubtful):
                     os.ftruncate(descriptor, file.size)
                     _allocate(descriptor, file.size)
             finally:

@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock, Thread
@@ -105,7 +105,7 @@ class Nowhere:
 def download(
     sources: Sequence[Source],
     manifest: Manifest,
-    finished: set[int],
+    finished: Container[int],
     sink: Sink,
     *,
     what: str,
