@@ -163,21 +163,25 @@ def _tensor(name: str, entry: Any, base: int) -> Tensor:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise HeaderError(f"has a header whose entry {name!r} lacks dtype, shape or data_offsets") from error
-    if type(shape) is not list or not all(map(_is_count, (start, end, *shape))):
-        raise HeaderError(f"has a header whose entry {name!r} has a bad shape or offset")
+    if type(shape) is not list or type(start) is not int or type(end) is not int:
+        raise _bad_numbers(name)
+    if not (0 <= start < MAX_COUNT and 0 <= end < MAX_COUNT):
+        raise _bad_numbers(name)
     bits = DTYPE_BITS.get(dtype) if type(dtype) is str else None
     if bits is None:
         raise HeaderError(f"has a tensor {name!r} of unknown dtype {dtype!r}")
     count = 1
     for n in shape:
+        if type(n) is not int or not 0 <= n < MAX_COUNT:
+            raise _bad_numbers(name)
         count *= n
         if count >= MAX_COUNT:
             raise HeaderError(f"has a tensor {name!r} whose shape has 2**63 elements or more")
     bits *= count
     if (end - start) * 8 != bits:
         raise HeaderError(f"has a tensor {name!r} of {end - start} bytes where {dtype}{list(shape)} takes {bits // 8}")
-    return Tensor._make((name, dtype, tuple(shape), base + start, base + end))
+    return Tensor(name, dtype, tuple(shape), base + start, base + end)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MAX_COUNT
+def _bad_numbers(name: str) -> HeaderError:
+    return HeaderError(f"has a header whose entry {name!r} has a bad shape or offset")
