@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,6 +20,7 @@ import pytest
 
 from packtrain.testing.ports import free_port
 from packtrain.testing.tinymodels import write_base
+from tests.serving.node import Node, node
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMAFACTORY = ROOT / ".engines" / "llamafactory" / "bin"
@@ -98,6 +99,11 @@ class Cli:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
+
+    def following(self, home: Path, *options: str, port: int | None = None) -> AbstractContextManager[Node]:
+        """`packtrain serve llama@production` on a node of its own."""
+        environment = {**self.environment, "PACKTRAIN_CACHE_DIR": str(home / "cache"), "PACKTRAIN_ACTOR": "node"}
+        return node(["packtrain"], environment, home, "--poll", "0.5", *options, vllm=SHAPE, port=port)
 
     def __call__(self, *arguments: str) -> Any:
         """Runs a command with --json and returns what it printed."""

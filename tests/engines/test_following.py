@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from packtrain import Client
+from packtrain.registry.mlflow import Mlflow
+from packtrain.testing.mlflow_servers import MlflowServer
+from packtrain.testing.servers import S3Server
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged, write_training_yaml
-from tests.engines.conftest import READY_WITHIN, SHAPE, Cli
+from tests.engines.conftest import READY_WITHIN, Cli
+from tests.serving.disk import fill
 from tests.serving.load import PROMPTS, Answer, Load, ask
-from tests.serving.node import Node, node
 
 pytestmark = pytest.mark.engine
 
 LONGEST = 40  # tokens of an answer
 PAUSE = 1.0  # seconds: clients that never wait leave a second engine no core to start on
+EXPLICIT = ("the engine broke off", "could not answer", "vanished: ", "the stream ended without [DONE]")
 
 
 @dataclass(frozen=True)
 class Released:
-    """llama/1 and llama/2 in a store, and what each says to every prompt when it is asked alone."""
+    """llama/1 (production) and llama/2 in a store, and what each says to every prompt when it is asked alone."""
 
     cli: Cli
     store: Path
+    merged: Mapping[int, Path]
     greedy: Mapping[str, Mapping[str, tuple[int, ...]]]
 
     def is_right(self, answer: Answer) -> bool:
         return answer.ids == self.greedy[answer.version][answer.prompt][: answer.tokens]
+
+    def check(self, load: Load) -> None:
+        """Every answer is right; what was not answered has said so."""
+        assert all(self.is_right(answer) for answer in load.answers if not answer.problem)
+        assert [each for each in load.problems() if not any(reason in each.problem for reason in EXPLICIT)] == []
+        print(f"{len(load.answers)} answers, {len(load.problems())} of them broken off")
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +59,13 @@ def released(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[
             "PACKTRAIN_ACTOR": "alice",
         }
     )
+    merged = {number: write_merged(home / f"merged-{number}", base, seed=number) for number in (1, 2)}
     greedy = {}
-    for number in (1, 2):
-        merged = write_merged(home / f"merged-{number}", base, seed=number)
+    for number, folder in merged.items():
         training = write_adapter(home / f"training-{number}", base, seed=number, loss=0.5 / number)
         config = write_training_yaml(home / f"{number}.yaml", base=base, output=training, learning_rate=0.001 * number)
         lineage = ("--training-config", str(config), "--training-dir", str(training))
-        assert cli("publish", str(merged), "--name", "llama", *lineage)["version"] == number
+        assert cli("publish", str(folder), "--name", "llama", *lineage)["version"] == number
         with cli.serving(f"llama/{number}") as url:
             port = int(url.rpartition(":")[2])
             alone = {prompt: ask(port, "llama", prompt, LONGEST, stream=False) for prompt in PROMPTS}
@@ -60,7 +73,25 @@ def released(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[
     assert all(len(ids) == LONGEST for answers in greedy.values() for ids in answers.values())
     assert all(greedy["llama/1"][prompt] != greedy["llama/2"][prompt] for prompt in PROMPTS)
     cli("promote", "llama/1", "--to", "production", "--reason", "the first")
-    return Released(cli, home / "store", greedy)
+    return Released(cli, home / "store", merged, greedy)
+
+
+@pytest.fixture
+def hybrid(released: Released, s3: S3Server, mlflow_postgresql: MlflowServer) -> Cli:
+    """The same two versions in S3 and MLflow."""
+    cli = Cli(
+        {
+            **released.cli.environment,
+            **s3.environment,
+            **mlflow_postgresql.environment,
+            "PACKTRAIN_STORE": f"{s3.url}/following",
+            "PACKTRAIN_REGISTRY": mlflow_postgresql.url,
+        }
+    )
+    for folder in released.merged.values():
+        cli("publish", str(folder), "--name", "llama")
+    cli("promote", "llama/1", "--to", "production")
+    return cli
 
 
 @pytest.mark.parametrize(
@@ -68,7 +99,7 @@ def released(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[
 )
 def test_switches_forward_and_back_under_load(released: Released, tmp_path: Path, strategy: str, becomes: str) -> None:
     cli = released.cli
-    with following(cli, tmp_path, "--strategy", strategy) as served:
+    with cli.following(tmp_path, "--strategy", strategy) as served:
         served.until_serving(1, within=READY_WITHIN)
         with Load(served.port, "llama", clients=4, tokens=(4, LONGEST), pause=PAUSE) as load:
             for number, *command in FORWARD_AND_BACK:
@@ -92,13 +123,13 @@ def test_switches_forward_and_back_under_load(released: Released, tmp_path: Path
         assert all(check["holds"] for check in found["checks"])
 
 
-def test_what_breaks_under_load_is_answered_or_said(released: Released, tmp_path: Path) -> None:
-    """The engine is killed, the store is away, the alias moves ten times at once, the supervisor is killed."""
-    cli = released.cli
-    store = released.store
-    away = store.with_name("away")
+def test_what_is_killed_under_load_is_answered_or_said(
+    released: Released, hybrid: Cli, s3: S3Server, mlflow_postgresql: MlflowServer, tmp_path: Path
+) -> None:
+    """The engine, MLflow, the bucket's server and the supervisor, in turn."""
+    assert s3.process is not None
     with ExitStack() as stack:
-        with following(cli, tmp_path, "--strategy", "replace") as killed:
+        with hybrid.following(tmp_path, "--strategy", "replace") as killed:
             killed.until_serving(1, within=READY_WITHIN)
             load = Load(killed.port, "llama", clients=3, tokens=(4, LONGEST), pause=PAUSE)
             asking = stack.enter_context(ExitStack())
@@ -109,36 +140,80 @@ def test_what_breaks_under_load_is_answered_or_said(released: Released, tmp_path
             killed.until(lambda: killed.status["serving"] is None, "it to notice")
             killed.until_serving(1, within=READY_WITHIN)
 
-            store.rename(away)
-            killed.until(lambda: not killed.status["registry"]["reachable"], "it to notice")
-            killed.until_answers(load, 1)
-            away.rename(store)
+            mlflow_postgresql.process.kill()
+            try:
+                killed.until_answers(load, 1)
+                hybrid("promote", "llama/2", "--to", "production")
+                killed.until_serving(2, within=READY_WITHIN)
+                killed.until_answers(load, 2)
+            finally:
+                mlflow_postgresql.process.start()
 
-            for number in (2, 1) * 5 + (2,):
-                cli("promote", f"llama/{number}", "--to", "production")
-            killed.until_serving(2, within=READY_WITHIN)
-            killed.until_answers(load, 2)
+            s3.process.kill()
+            try:
+                killed.until(lambda: not killed.status["registry"]["reachable"], "it to notice")
+                killed.until_answers(load, 2)
+            finally:
+                s3.process.start()
+            killed.until(lambda: killed.status["registry"]["reachable"], "it to see again")
+
             killed.process.kill()
             killed.process.wait()
-        served = stack.enter_context(following(cli, tmp_path, "--strategy", "replace", port=killed.port))
+        served = stack.enter_context(hybrid.following(tmp_path, "--strategy", "replace", port=killed.port))
         served.until_serving(2, within=READY_WITHIN)
         served.until_answers(load, 2)
         asking.close()
         assert len(served.engines) == 1
         assert served.status["bad"] == []
-    assert all(released.is_right(answer) for answer in load.answers if not answer.problem)
-    said = ("the engine broke off", "could not answer", "vanished: ", "the stream ended without [DONE]")
-    assert [each for each in load.problems() if not any(reason in each.problem for reason in said)] == []
-    print(f"{len(load.answers)} answers, {len(load.problems())} of them broken off")
+    released.check(load)
+    hybrid("show", "llama@production")  # who comes next tells MLflow what it missed
+    shown = Mlflow(mlflow_postgresql.url).model("llama")
+    assert shown is not None and shown.aliases == {"production": 2}
+
+
+def test_an_alias_that_moves_ten_times_at_once(released: Released, tmp_path: Path) -> None:
+    releaser = Client(store=released.store.as_uri(), cache_dir=str(tmp_path / "elsewhere"), actor="alice")
+    with released.cli.following(tmp_path, "--strategy", "replace", "--poll", "0.05") as served:
+        served.until_serving(1, within=READY_WITHIN)
+        with Load(served.port, "llama", clients=3, tokens=(4, LONGEST), pause=PAUSE) as load:
+            served.until_answers(load, 1)
+            for number in (2, 1) * 5 + (2,):
+                releaser.promote(f"llama/{number}", to="production")
+            served.until_serving(2, alone=True, within=READY_WITHIN)
+            served.until_answers(load, 2)
+        load.check(released.is_right)
+        assert served.status["bad"] == []
+    releaser.rollback("llama", to=1)
+
+
+@pytest.mark.root
+def test_the_disk_of_the_cache_is_full(released: Released, tmp_path: Path) -> None:
+    size = sum(path.stat().st_size for path in released.merged[1].iterdir())
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * size + (4 << 20)}", "none", cache], check=True)
+    try:
+        cli = Cli({**released.cli.environment, "PACKTRAIN_CACHE_FREE": "0%"})
+        with cli.following(tmp_path, "--strategy", "replace") as served:
+            served.until_serving(1, within=READY_WITHIN)
+            with Load(served.port, "llama", clients=3, tokens=(4, LONGEST), pause=PAUSE) as load:
+                served.until_answers(load, 1)
+                filler = fill(cache)
+                released.cli("promote", "llama/2", "--to", "production")
+                served.until(lambda: served.status["failing"], "it to fail")
+                assert "llama/2" in served.status["failing"][0]["because"]
+                served.until_answers(load, 1)
+                filler.unlink()
+                served.until_serving(2, within=READY_WITHIN)
+                served.until_answers(load, 2)
+            load.check(released.is_right)
+            assert served.status["bad"] == []
+    finally:
+        subprocess.run(["umount", "--lazy", cache], check=True)
+        released.cli("rollback", "llama", "--to", "1")
 
 
 FORWARD_AND_BACK = (
     (2, "promote", "llama/2", "--to", "production"),
     (1, "rollback", "llama"),
 ) * 2
-
-
-def following(cli: Cli, home: Path, *options: str, port: int | None = None) -> AbstractContextManager[Node]:
-    """`packtrain serve llama@production` on a node of its own."""
-    environment = {**cli.environment, "PACKTRAIN_CACHE_DIR": str(home / "cache"), "PACKTRAIN_ACTOR": "node"}
-    return node(["packtrain"], environment, home, "--poll", "0.5", *options, vllm=SHAPE, port=port)

@@ -11,7 +11,6 @@ import json
 import random
 import shutil
 import struct
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +37,10 @@ from packtrain.testing.tinymodels import (
     write_safetensors,
 )
 from packtrain.wiring import SystemClock
+from tests.broken import has_another_tokenizer, is_truncated, lacks_a_tensor, publish_around_preflight
 from tests.engines.conftest import LIMITS, READY_WITHIN, VLLM, Cli
+from tests.serving.load import PROMPTS, Load, ask
+from tests.serving.node import Node
 
 pytestmark = pytest.mark.engine
 
@@ -114,26 +116,42 @@ def test_bf16_compiled_passes(merged: Merged, tmp_path: Path) -> None:
 
 
 def test_a_node_stays_with_what_answers_right(merged: Merged, tmp_path: Path) -> None:
-    """Two layers are swapped in llama/2; its golden outputs are those of the right weights."""
-    settings = {"PACKTRAIN_POLL": "1", "PACKTRAIN_CACHE_DIR": str(tmp_path / "cache")}
-    cli = Cli({**merged.cli.environment, **settings})
-    client = Client(
-        store=cli.environment["PACKTRAIN_STORE"], cache_dir=settings["PACKTRAIN_CACHE_DIR"], actor="mallory"
-    )
-    version = client.publish(_variant(merged, tmp_path / "swapped", _swapped), "llama").version
-    assert version is not None
-    with cli.serving("llama@production") as url:
-        attested = cli("attest", url)
+    """Under load: three that cannot be served, and one of another model's weights, whose golden outputs are those of
+    the right ones."""
+    cli = merged.cli
+    client = Client(store=cli.environment["PACKTRAIN_STORE"], cache_dir=str(tmp_path / "elsewhere"), actor="mallory")
+    with cli.following(tmp_path, "--strategy", "blue-green") as served:
+        served.until_serving(1, within=READY_WITHIN)
+        alone = {prompt: ask(served.port, "llama", prompt, 24, stream=False) for prompt in PROMPTS}
+        attested = cli("attest", f"http://127.0.0.1:{served.port}")
         assert (attested["version"], attested["holds"]) == (1, True)
-        attach(client._parts.store, client._parts.registry, version, GOLDEN, _of(merged.golden, version).encode())
-        attach(client._parts.store, client._parts.registry, version, GATE, b"{}")
-        cli("promote", str(version), "--to", "production")
-        deadline = time.monotonic() + READY_WITHIN
-        while not (bad := cli("status", url)[0]["bad"]):
-            assert time.monotonic() < deadline
-            time.sleep(1)
-        assert bad[0]["version"] == 2 and "is answered otherwise" in bad[0]["because"]
-        assert cli("attest", url)["version"] == 1, "the old one still answers, and rightly"
+        with Load(served.port, "llama", clients=3, tokens=(4, 24), pause=1.0) as load:
+            for broken in (lacks_a_tensor, has_another_tokenizer, is_truncated):
+                broken(tmp_path / broken.__name__)
+                number = publish_around_preflight(client, tmp_path / broken.__name__, "llama")
+                assert "cannot be served" in _refused(served, merged, client, f"llama/{number}")
+            other = write_base(tmp_path / "other", seed=9)
+            shutil.copyfile(merged.path / "config.json", other / "config.json")
+            version = client.publish(other, "llama").version
+            assert version is not None
+            attach(client._parts.store, client._parts.registry, version, GOLDEN, _of(merged.golden, version).encode())
+            assert "is answered otherwise" in _refused(served, merged, client, str(version))
+        load.check(lambda answer: answer.ids == alone[answer.prompt].ids[: answer.tokens])
+        assert {answer.version for answer in load.answers} == {"llama/1"}
+        assert cli("attest", f"http://127.0.0.1:{served.port}")["version"] == 1
+
+
+def _refused(served: Node, merged: Merged, client: Client, version: str) -> str:
+    """Promotes it although its gate was never run. Returns why the node does not take it."""
+    subject = client.show(version).version
+    attach(client._parts.store, client._parts.registry, subject, GATE, b"{}")
+    client.promote(version, to="production")
+
+    def marked() -> list[str]:
+        return [bad["because"] for bad in served.status["bad"] if bad["version"] == subject.number]
+
+    served.until(marked, f"{version} to be marked", within=READY_WITHIN)
+    return marked()[0]
 
 
 def _of(golden: Golden, version: ModelVersion) -> Golden:

@@ -21,6 +21,7 @@ from packtrain.testing.servers import S3Server
 from tests.conftest import Models
 from tests.programs.conftest import Cli
 from tests.programs.nodes import FAST, Serve, answers_of, event_of, promote, publish_broken, release, serving, settings
+from tests.serving.disk import fill
 from tests.serving.load import Answer, Load
 from tests.serving.node import Node
 
@@ -227,17 +228,6 @@ def test_the_disk_of_the_cache_is_full(cli: Cli, serve: Serve, models: Models) -
             served.until_said("proved: version=2")
     finally:
         subprocess.run(["umount", "--lazy", cache], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """A file that leaves no room beside it."""
-    path = folder / "filler"
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return path
 
 
 def test_an_alias_that_moves_ten_times_in_a_second(

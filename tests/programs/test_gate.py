@@ -17,7 +17,8 @@ from packtrain.serving.arguments import Endpoint
 from packtrain.serving.processes import is_healthy
 from packtrain.testing.ports import free_ports
 from packtrain.testing.stub_vllm import write_executable
-from packtrain.testing.tinymodels import write_base, write_dataset, write_merge_yaml
+from packtrain.testing.tinymodels import write_dataset, write_merge_yaml
+from tests.broken import has_another_tokenizer, is_truncated, lacks_a_tensor, publish_around_preflight
 from tests.conftest import Models, first_fast
 from tests.programs.conftest import PROGRAM, Cli, environment
 from tests.serving.node import SOON, Node, node
@@ -185,36 +186,14 @@ def test_a_node_without_the_store_still_has_the_golden_outputs(cli: Cli, serve: 
         assert "golden unreachable" in served.said
 
 
-def lacks_a_tensor(folder: Path) -> None:
-    write_base(folder, seed=9, layers=1)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
-
-
-def has_another_tokenizer(folder: Path) -> None:
-    write_base(folder, seed=9)
-    other = write_base(folder.parent / "other", seed=9, vocab=1024)
-    shutil.copyfile(other / "tokenizer.json", folder / "tokenizer.json")
-
-
-def is_truncated(folder: Path) -> None:
-    write_base(folder, seed=9)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4096])
-
-
 @pytest.mark.parametrize("broken", first_fast(is_truncated, lacks_a_tensor, has_another_tokenizer))
 def test_what_was_published_around_preflight_is_stopped_on_the_node(
-    cli: Cli, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Path], None]
+    cli: Cli, serve: Serve, tmp_path: Path, broken: Callable[[Path], None]
 ) -> None:
-    """Its manifest is right: it says what is broken."""
     broken(tmp_path / "broken")
     assert cli.run("publish", tmp_path / "broken", "--name", "llama", code=3).stderr.startswith("error:")
-    monkeypatch.setattr("packtrain.flows.publish.preflight", lambda *_, **__: [])
-    monkeypatch.setattr("packtrain.flows.hashing._header", lambda _: None)
     client = Client(store=cli.environment["PACKTRAIN_STORE"], cache_dir=str(tmp_path / "elsewhere"), actor="mallory")
-    published = client.publish(tmp_path / "broken", "llama")
-    assert published.version is not None and published.version.number == 3
+    assert publish_around_preflight(client, tmp_path / "broken", "llama") == 3
     with serve() as served:
         served.until_serving(1)
         cli.run("promote", "llama/3", "--to", "production")

@@ -16,14 +16,12 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
-def read_page(url: str, home: Path) -> str:
-    """The page's HTML when its scripts have done what they do. ``home`` is the browser's own folder."""
-    return _run(home, "--dump-dom", url)
-
-
-def draw_page(url: str, home: Path, picture: Path, *, width: int = 1280, height: int = 800) -> None:
-    """Writes a PNG of the page."""
-    _run(home, f"--screenshot={picture}", f"--window-size={width},{height}", url)
+def read_page(url: str, home: Path, *, picture: Path | None = None, width: int = 1280, height: int = 800) -> str:
+    """The page's HTML when its scripts have done what they do, and a PNG of it as it is then. ``home`` is the browser's
+    own folder. On a busy machine a page may be read before it has got everything: whoever waits for something reads it
+    again."""
+    drawn = [] if picture is None else [f"--screenshot={picture}"]
+    return _run(home, "--dump-dom", *drawn, f"--window-size={width},{height}", url)
 
 
 def _run(home: Path, *arguments: str) -> str:
