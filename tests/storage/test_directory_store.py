@@ -252,10 +252,10 @@ def test_bytes_are_durable_before_the_name_and_the_name_before_the_return(
     folders = ["sync store/a/b", "sync store/a", "sync store"]
 
     store.create("a/b/c", b"x")
-    assert events == ["write new file", "sync new file", "link", *folders]
+    assert events == ["rename", "write new file", "sync new file", "link", *folders]  # locked before it has its name
     events.clear()
     put(store, "a/b/d", b"x")
-    assert events == ["write new file", "sync new file", "rename", *folders]
+    assert events == ["rename", "write new file", "sync new file", "rename", *folders]
 
     store.delete("a/b/c")
     events.clear()

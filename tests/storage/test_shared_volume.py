@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,29 @@ def test_what_one_deletes_is_gone_for_the_other(stores: list[DirectoryStore]) ->
     assert keys(there) == []
     with pytest.raises(NotFound):
         there.get("a/b/c")
+
+
+def test_a_file_that_one_took_for_left_behind_the_other_makes_anew(
+    stores: list[DirectoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writers of one host name, each with a mount: one sweeps before the other's new file has its lock. The kernel
+    of the other still has the file's name."""
+    here, there = stores
+    put(here, "a", b"x")
+    lock, taken = fcntl.flock, list[Path]()
+
+    def swept_before(file: int, how: int) -> None:
+        if how == fcntl.LOCK_EX and not taken:
+            taken.extend((there.directory / TEMPORARY).iterdir())
+            for left in taken:
+                left.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", swept_before)
+    put(here, "b", b"y")
+    assert len(taken) == 1
+    assert there.get("b") == b"y"
+    assert list((there.directory / TEMPORARY).iterdir()) == []
 
 
 def test_a_folder_that_one_removed_the_other_makes_anew(stores: list[DirectoryStore]) -> None:

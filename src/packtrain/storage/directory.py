@@ -281,7 +281,7 @@ class DirectoryStore:
                 if error.errno in _ABSENT:
                     raise self._not_found(key) from None
                 raise
-            opened.callback(os.close, file)
+            opened.callback(_close, file)
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise self._not_found(key)
             yield file
@@ -454,8 +454,15 @@ def _copy_range(source: int, target: int, size: int, advance: Callable[[int], No
 
 
 def _keep(opened: ExitStack, file: int) -> int:
-    opened.callback(os.close, file)
+    opened.callback(_close, file)
     return file
+
+
+def _close(file: int) -> None:
+    """What was written is synced before, so that no error of close(2) means anything. Some file systems have one for a
+    file that another machine has removed."""
+    with suppress(OSError):
+        os.close(file)
 
 
 def _hidden_name() -> str:
@@ -463,15 +470,25 @@ def _hidden_name() -> str:
 
 
 def _new_locked(opened: ExitStack, folder: int) -> tuple[str, int]:
-    """A new hidden file, open for writing, and locked where the file system has locks."""
+    """A new hidden file, open for writing, and locked where the file system has locks.
+
+    Until it is locked somebody may take it for left behind. Its second name was never without a lock, and only a file
+    that is still there gets one: that a file is there, another mount of a shared volume says from memory.
+    """
     while True:
-        name = _hidden_name()
-        file = _keep(opened, os.open(name, _NEW, 0o600, dir_fd=folder))
+        first, name = _hidden_name(), _hidden_name()
+        file = _keep(opened, os.open(first, _NEW, 0o600, dir_fd=folder))
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        there = lstat_at(name, folder)
-        if there is not None and os.path.samestat(there, os.fstat(file)):  # nobody took it for left behind before that
-            return name, file
+        try:
+            os.rename(first, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            with suppress(OSError):
+                os.unlink(first, dir_fd=folder)
+            raise
+        return name, file
 
 
 def _remove_dead(name: str, folder: int) -> None:
