@@ -366,4 +366,4 @@ TestCacheMachine.settings = settings(max_examples=8, stateful_step_count=30)
 
 @pytest.mark.slow
 def test_for_longer() -> None:
-    run_state_machine_as_test(CacheMachine, settings=settings(max_examples=60, stateful_step_count=50))
+    run_state_machine_as_test(CacheMachine, settings=settings(max_examples=40, stateful_step_count=50))

@@ -131,7 +131,7 @@ def test_killed_at_random_moments(tmp_path: Path, models: Models, s3_environment
     chance = random.Random(7)
     cli, url = on_s3(tmp_path, s3_environment)
     put(f"{url}/team/v1", models.first)
-    for number in range(8):
+    for number in range(5):
         name = f"llama-{number}"
         folder = tmp_path / name
         shutil.copytree(models.first, folder / "export")
