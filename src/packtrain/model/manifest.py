@@ -76,8 +76,10 @@ class Chunks(Sequence[Chunk]):
         places = range(len(self))[index]
         if isinstance(places, int):
             return Chunk(self._lengths[places], self._digests[32 * places : 32 * places + 32].hex())
-        some = [self[place] for place in places]
-        return Chunks((chunk.length for chunk in some), (chunk.blake3 for chunk in some))
+        some = Chunks()
+        some._lengths = array("Q", (self._lengths[place] for place in places))
+        some._digests = b"".join(self._digests[32 * place : 32 * place + 32] for place in places)
+        return some
 
     def __iter__(self) -> Iterator[Chunk]:
         return map(Chunk, self._lengths, self._blake3s())
