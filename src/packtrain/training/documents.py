@@ -27,18 +27,24 @@ class Malformed(ValueError):
 def open_regular(path: Path) -> io.BufferedReader:
     """Opens a regular file for reading. Raises NotFound, LocalDiskError; never waits, as opening a FIFO would."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"{printable(str(path))} does not exist") from error
+    except IsADirectoryError as error:
+        raise _not_regular(path) from error
     except OSError as error:
         raise disk_error(path, error) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise LocalDiskError(
-            f"{printable(str(path))} is not a regular file",
-            hint="Give a file, or a folder of files; not a device or FIFO.",
-        )
-    return os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _not_regular(path)
+    return file
+
+
+def _not_regular(path: Path) -> LocalDiskError:
+    return LocalDiskError(
+        f"{printable(str(path))} is not a regular file",
+        hint="Give a file, or a folder of files; not a device or FIFO.",
+    )
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:
