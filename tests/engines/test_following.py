@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from packtrain.testing.mlflow_servers import MlflowServer
 from packtrain.testing.servers import S3Server
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged, write_training_yaml
 from tests.engines.conftest import READY_WITHIN, Cli
-from tests.serving.disk import fill
+from tests.serving.disk import fill, room_for_four
 from tests.serving.load import PROMPTS, Answer, Load, ask
 
 pytestmark = pytest.mark.engine
@@ -188,13 +187,10 @@ def test_an_alias_that_moves_ten_times_at_once(released: Released, tmp_path: Pat
 
 @pytest.mark.root
 def test_the_disk_of_the_cache_is_full(released: Released, tmp_path: Path) -> None:
-    size = sum(path.stat().st_size for path in released.merged[1].iterdir())
     cache = tmp_path / "cache"
-    cache.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * size + (4 << 20)}", "none", cache], check=True)
     try:
         cli = Cli({**released.cli.environment, "PACKTRAIN_CACHE_FREE": "0%"})
-        with cli.following(tmp_path, "--strategy", "replace") as served:
+        with room_for_four(released.merged[1], cache), cli.following(tmp_path, "--strategy", "replace") as served:
             served.until_serving(1, within=READY_WITHIN)
             with Load(served.port, "llama", clients=3, tokens=(4, LONGEST), pause=PAUSE) as load:
                 served.until_answers(load, 1)
@@ -209,7 +205,6 @@ def test_the_disk_of_the_cache_is_full(released: Released, tmp_path: Path) -> No
             load.check(released.is_right)
             assert served.status["bad"] == []
     finally:
-        subprocess.run(["umount", "--lazy", cache], check=True)
         released.cli("rollback", "llama", "--to", "1")
 
 

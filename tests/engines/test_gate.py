@@ -130,7 +130,7 @@ def test_a_node_stays_with_what_answers_right(merged: Merged, tmp_path: Path) ->
                 broken(tmp_path / broken.__name__)
                 number = publish_around_preflight(client, tmp_path / broken.__name__, "llama")
                 assert "cannot be served" in _refused(served, merged, client, f"llama/{number}")
-            other = write_base(tmp_path / "other", seed=9)
+            other = write_base(tmp_path / "another model", seed=9)
             shutil.copyfile(merged.path / "config.json", other / "config.json")
             version = client.publish(other, "llama").version
             assert version is not None

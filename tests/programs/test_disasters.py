@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from packtrain.testing.servers import S3Server
 from tests.conftest import Models
 from tests.programs.conftest import Cli
 from tests.programs.nodes import FAST, Serve, answers_of, event_of, promote, publish_broken, release, serving, settings
-from tests.serving.disk import fill
+from tests.serving.disk import fill, room_for_four
 from tests.serving.load import Answer, Load
 from tests.serving.node import Node
 
@@ -206,28 +205,23 @@ def test_a_node_is_held_by_hand_while_the_store_is_away(cli: Cli, serve: Serve, 
 
 @pytest.mark.root
 def test_the_disk_of_the_cache_is_full(cli: Cli, serve: Serve, models: Models) -> None:
-    size = sum(path.stat().st_size for path in models.first.iterdir())
     cache = cli.home / "cache"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * size + (4 << 20)}", "none", cache], check=True)
-    try:
-        with serve(*FAST, PACKTRAIN_CACHE_FREE="0%") as served:
-            served.until_serving(1)
-            with Load(served.port, "llama") as load:
-                filler = fill(cache)
-                promote(cli, 2)
-                served.until(lambda: served.status["failing"], "it to fail")
-                assert "llama/2" in served.status["failing"][0]["because"]
-                served.until_answers(load, 1)
-                os.killpg(served.engine(), signal.SIGKILL)  # it is started again without any room for notes
-                served.until(lambda: served.status["serving"] is None, "it to notice")
-                served.until_answers(load, 1)
-                filler.unlink()
-                served.until_answers(load, 2)
-            check(load, models, "the engine broke off")
-            assert served.status["bad"] == []
-            served.until_said("proved: version=2")
-    finally:
-        subprocess.run(["umount", "--lazy", cache], check=True)
+    with room_for_four(models.first, cache), serve(*FAST, PACKTRAIN_CACHE_FREE="0%") as served:
+        served.until_serving(1)
+        with Load(served.port, "llama") as load:
+            filler = fill(cache)
+            promote(cli, 2)
+            served.until(lambda: served.status["failing"], "it to fail")
+            assert "llama/2" in served.status["failing"][0]["because"]
+            served.until_answers(load, 1)
+            os.killpg(served.engine(), signal.SIGKILL)  # it is started again without any room for notes
+            served.until(lambda: served.status["serving"] is None, "it to notice")
+            served.until_answers(load, 1)
+            filler.unlink()
+            served.until_answers(load, 2)
+        check(load, models, "the engine broke off")
+        assert served.status["bad"] == []
+        served.until_said("proved: version=2")
 
 
 def test_an_alias_that_moves_ten_times_in_a_second(

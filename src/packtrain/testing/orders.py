@@ -393,7 +393,7 @@ class _Thread:
 
 
 def _shut() -> threading.Lock:
-    """A lock by which two threads hand over to each other, a third faster than by a `threading.Semaphore`."""
+    """A lock by which two threads hand over to each other, in less time than by a `threading.Semaphore`."""
     lock = threading.Lock()
     lock.acquire()
     return lock
