@@ -23,8 +23,8 @@ def settle(pace: Pace, wire: Callable[[int], float], windows: int) -> list[int]:
 
 def test_a_long_wire_is_full_within_a_few_windows() -> None:
     pace = Pace(most=32)
-    widths = settle(pace, lambda width: min(width * 10.0, 240.0) * MB, 4)
-    assert widths[:2] == [16, 32]
+    widths = settle(pace, lambda width: min(width * 10.0, 240.0) * MB, 8)
+    assert widths[:4] == [8, 16, 16, 32]
     later = settle(pace, lambda width: min(width * 10.0, 240.0) * MB, 100)
     assert sum(min(width * 10.0, 240.0) for width in later) / len(later) > 0.98 * 240
 
@@ -51,7 +51,7 @@ def test_it_finds_out_later_that_there_is_room() -> None:
 
 def test_it_halves_when_asked_and_does_not_come_back_at_once() -> None:
     pace = Pace(most=32)
-    settle(pace, lambda width: width * 10.0 * MB, 3)
+    settle(pace, lambda width: width * 10.0 * MB, 4)
     assert pace.width == 32
     pace.slow_down()
     pace.slow_down()

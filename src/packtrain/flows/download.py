@@ -192,7 +192,8 @@ class _Download:
         self._budget = _Budget(limits.bandwidth, clock)
         self._changed = Condition()  # guards everything below
         self._standings = [_Standing(source) for source in sources]
-        self._waiting = deque(runs)
+        # The large ones first: small files would hold every request for a round trip while the wire has nothing to do.
+        self._waiting = deque(sorted(runs, key=lambda run: -run.length))
         self._waiting_bytes = sum(run.length for run in runs)
         self._missing = sum(run.end - run.begin for run in runs)  # chunks
         self._active: set[_Task] = set()

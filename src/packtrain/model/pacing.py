@@ -33,8 +33,10 @@ class _Trial:
 class Pace:
     """Widens as long as that makes the stream faster, then holds, and now and then tries a wider or a narrower one.
 
-    At first it doubles with each window, so that a wire of any length is full within some round trips; when a server
-    asks for fewer requests it halves at once. ``total``: bytes that there are to fetch.
+    At first it doubles with each try, so that a wire of any length is full within some round trips; when a server
+    asks for fewer requests it halves at once. The first window at a new width does not count: requests begin in it and
+    bring little yet, which would make the next, wider one look better than it is. ``total``: bytes that there are to
+    fetch.
     """
 
     def __init__(self, *, most: int, total: int = 0) -> None:
@@ -42,6 +44,7 @@ class Pace:
         self._most = max(1, most)
         self.width = min(START, self._most)
         self._trial: _Trial | None = _Trial(self.width, 0.0)
+        self._fresh = True  # this width has not had its first window
         self._growth = 2.0
         self._rate = 0.0  # of the windows since the last trial, smoothed
         self._hold = 0
@@ -49,6 +52,9 @@ class Pace:
 
     def observe(self, rate: float) -> None:
         """What a window at the present width gave, in bytes a second."""
+        if self._fresh:
+            self._fresh = False
+            return
         trial = self._trial
         if trial is None:
             self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
@@ -59,12 +65,12 @@ class Pace:
             self._try(max(self.width + 1, int(self.width * self._growth)), rate)
         else:
             if rate < trial.rate * (GAIN if self.width > trial.before else LOSS):
-                self.width = trial.before
+                self._change(trial.before)
             self._settle(HOLD)
 
     def slow_down(self) -> None:
         """The server asks for fewer requests."""
-        self.width = max(1, self.width // 2)
+        self._change(max(1, self.width // 2))
         self._settle(4 * HOLD)
 
     def request_length(self, missing: int) -> int:
@@ -77,7 +83,10 @@ class Pace:
 
     def _try(self, width: int, rate: float) -> None:
         self._trial = _Trial(self.width, rate)
-        self.width = max(1, min(self._most, width))
+        self._change(max(1, min(self._most, width)))
+
+    def _change(self, width: int) -> None:
+        self.width, self._fresh = width, True
 
     def _try_another(self) -> None:
         width = int(self.width / 1.5) if self._narrow_next else max(self.width + 1, int(self.width * 1.5))
