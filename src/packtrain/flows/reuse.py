@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from blake3 import blake3
@@ -94,7 +94,7 @@ def copy_chunks(borrowed: Borrowed, manifest: Manifest, partial: Partial, report
     The kernel copies them, or shares them where the file system can. They were verified where they lie, so they are
     not read again. What cannot be read there is left to be fetched.
     """
-    copies = list(borrowed.at_hand.copies(manifest, partial.finished))
+    copies = _apart(borrowed.at_hand.copies(manifest, partial.finished))
     total = sum(copy.run.length for copy in copies)
     if not copies:
         return 0
@@ -109,6 +109,14 @@ def copy_chunks(borrowed: Borrowed, manifest: Manifest, partial: Partial, report
     finally:
         reporter.end()
     return sum(done)
+
+
+def _apart(copies: Iterable[Copy]) -> list[Copy]:
+    """Those into one file far from each other: the kernel lets one thread at a time write to a file."""
+    by_file: dict[str, list[Copy]] = {}
+    for copy in copies:
+        by_file.setdefault(copy.run.file.path, []).append(copy)
+    return [copy for turn in zip_longest(*by_file.values()) for copy in turn if copy is not None]
 
 
 def _copy(copy: Copy, directory: Path, partial: Partial, reporter: Reporter, halt: Halt) -> int:
