@@ -4,7 +4,6 @@ missed."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -76,18 +75,6 @@ def folder(tmp_path: Path) -> Iterator[None]:
     FOLDERS.append(tmp_path)
     yield
     FOLDERS.pop()
-
-
-@pytest.fixture(autouse=True)
-def one_core() -> Iterator[None]:
-    """Threads that only take turns hand over to each other in half of the time."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
-    yield
-    os.sched_setaffinity(0, cores)
 
 
 COLLECTOR = Actor("gc", asleep(gc()), everywhere=True)

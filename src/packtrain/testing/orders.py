@@ -1,11 +1,12 @@
 """Every order in which the calls of several flows into one store can happen.
 
-Each flow is an `Actor`: it runs in a thread of its own, over a store, a registry and a clock of its own, which stop it
-before every call; `explore` lets one of them go on, then looks who is next. So a run is the list of who was let go, and
-is repeated exactly. `explore` begins with the first order and tries every other choice once. A world that it has seen
-before (what is in the store, what time it is, and what every flow has been answered so far, which is all that it can
-know) is not gone into again, and neither are two orders of steps that do not disturb each other (sleep sets, of
-Godefroid): that is what makes all orders of two flows some hundreds of runs, and not 10^11.
+Each flow is an `Actor`: it runs on a stack of its own (a greenlet: threads take much longer to hand over), with a
+store, a registry and a clock of its own, which stop it before every call; `explore` lets one of them go on, then looks
+who is next. So a run is the list of who was let go, and is repeated exactly. `explore` begins with the first order and
+tries every other choice once. A world that it has seen before (what is in the store, what time it is, and what every
+flow has been answered so far, which is all that it can know) is not gone into again, and neither are two orders of
+steps that do not disturb each other (sleep sets, of Godefroid): that is what makes all orders of two flows some
+hundreds of runs, and not 10^11.
 
 Calls about which two flows cannot disagree are not stopped at: a first exploration stops at none, and whenever two
 flows were seen to touch the same key, and one of them to write it, this key is added and the exploration begins anew.
@@ -14,13 +15,14 @@ flows were seen to touch the same key, and one of them to write it, this key is 
 from __future__ import annotations
 
 import hashlib
-import threading
 import uuid
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 from unittest import mock
+
+from greenlet import getcurrent, greenlet
 
 from packtrain.errors import PacktrainError
 from packtrain.model.ledger import Log
@@ -227,54 +229,54 @@ class _Run:
         self._check = check
         self._shared = shared
         self._touches = touches
-        self._threads = [_Thread(actor, self) for actor in actors]
+        self._running = [_Running(actor, self) for actor in actors]
         self._written = False
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.begin()
+        for each in self._running:
+            each.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for thread in self._threads:
-            thread.end()
+        for each in self._running:
+            each.end()
 
     def options(self) -> list[_Option]:
-        live = [index for index, thread in enumerate(self._threads) if not thread.over]
+        live = [index for index, each in enumerate(self._running) if not each.over]
         return [
             *((index, False) for index in live),
-            *((index, True) for index in live if self._threads[index].actor.mortal and not self._has_died),
+            *((index, True) for index in live if self._running[index].actor.mortal and not self._has_died),
         ]
 
     def independent(self, one: _Option, other: _Option) -> bool:
         """Whether two options lead to the same world in either order, and neither forbids the other."""
         if one[0] == other[0] or (one[1] and other[1]):
             return False
-        (key, writes), (other_key, other_writes) = (self._threads[each].next for each, _ in (one, other))
+        (key, writes), (other_key, other_writes) = (self._running[each].next for each, _ in (one, other))
         return one[1] or other[1] or not (writes or other_writes) or not _overlap(key, other_key)
 
     def step(self, option: _Option) -> None:
         index, dies = option
         self.steps.append(option)
-        self._threads[index].go_on(dies)
+        self._running[index].go_on(dies)
         with self.explained():
-            for thread in self._threads:
-                thread.require_sane()
+            for each in self._running:
+                each.require_sane()
             if self._written:
                 self._written = False
                 self._check(self.world)
 
     def state(self) -> Hashable:
         objects = hash(frozenset(self.world.store.objects.items()))
-        return (objects, self.world.clock.monotonic(), *(thread.state for thread in self._threads))
+        return (objects, self.world.clock.monotonic(), *(each.state for each in self._running))
 
     def end(self) -> Hashable:
         """What can be told of a run that is over, whatever its flows saw on their way."""
-        answers = tuple(repr(thread.answer) for thread in self._threads)
+        answers = tuple(repr(each.answer) for each in self._running)
         return hash(frozenset(self.world.store.objects.items())), self.world.clock.monotonic(), answers
 
     def outcome(self) -> Outcome:
-        answers = {thread.actor.name: thread.answer for thread in self._threads}
+        answers = {each.actor.name: each.answer for each in self._running}
         return Outcome(self.world, answers, tuple(map(self._told, range(len(self.steps)))))
 
     @contextmanager
@@ -299,11 +301,11 @@ class _Run:
     def _told(self, position: int) -> str:
         index, dies = self.steps[position]
         number = sum(1 for each, _ in self.steps[: position + 1] if each == index)
-        return f"{self._threads[index].actor.name}{' dies' if dies else f' {number}'}"
+        return f"{self._running[index].actor.name}{' dies' if dies else f' {number}'}"
 
 
-class _Thread:
-    """A flow in its thread: at most one thread of a run goes on at any time, the run's own included."""
+class _Running:
+    """A flow on a stack of its own: one of a run goes on at any time, and hands back to the run."""
 
     def __init__(self, actor: Actor, run: _Run) -> None:
         self.actor = actor
@@ -311,9 +313,9 @@ class _Thread:
         self.over = False
         self._run = run
         self._history = hashlib.blake2b(actor.name.encode(), digest_size=16)
-        self._stopped, self._go = _shut(), _shut()
         self._dies = self._abandoned = False
-        self._thread = threading.Thread(target=self._work, name=actor.name, daemon=True)
+        self._stack = greenlet(self._work)
+        self._stack.new_id = self.new_id
         self.ids = 0
         self.next = ("", True) if actor.everywhere else (f"nothing of {actor.name}", False)  # to touch; to write
 
@@ -322,19 +324,16 @@ class _Thread:
         return self.over, self._history.digest()
 
     def begin(self) -> None:
-        self._thread.start()
-        self._stopped.acquire()
+        self._stack.switch()
 
     def go_on(self, dies: bool) -> None:
         self._dies = self._dies or dies
-        self._go.release()
-        self._stopped.acquire()
+        self._stack.switch()
 
     def end(self) -> None:
         self._abandoned = True
         while not self.over:
             self.go_on(dies=False)
-        self._thread.join()
 
     def require_sane(self) -> None:
         if isinstance(self.answer, BaseException) and not isinstance(self.answer, PacktrainError):
@@ -358,15 +357,13 @@ class _Thread:
 
     def _stop(self) -> None:
         self._history.update(b".")  # where it stands is not where it stood
-        self._stopped.release()
-        self._go.acquire()
+        self._stack.parent.switch()
         if self._abandoned:
             raise Abandoned
         if self._dies:
             raise Killed(self.actor.name)
 
     def _work(self) -> None:
-        _current.thread = self
         try:
             self._stop()
             self.answer = self.actor.flow(self._machine())
@@ -377,7 +374,6 @@ class _Thread:
         finally:
             self.learn(str(self.answer))
             self.over = True
-            self._stopped.release()
 
     def _machine(self) -> Machine:
         world = self._run.world
@@ -392,18 +388,8 @@ class _Thread:
         return Machine(store, registry, clock, lambda key: self.touch(key, writes=False))
 
 
-def _shut() -> threading.Lock:
-    """A lock by which two threads hand over to each other, in less time than by a `threading.Semaphore`."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-_current = threading.local()
-
-
 def _uuid() -> uuid.UUID:
-    return _current.thread.new_id()  # type: ignore[no-any-return]
+    return getcurrent().new_id()  # type: ignore[no-any-return]
 
 
 @contextmanager

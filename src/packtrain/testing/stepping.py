@@ -31,7 +31,7 @@ class Gate(Protocol):
 
 
 class Abandoned(BaseException):
-    """Ends an actor's thread when its run is over."""
+    """Ends an actor when its run is over."""
 
 
 class SteppedStore:
