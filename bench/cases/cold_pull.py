@@ -21,6 +21,7 @@ NOTE = (
 
 def run(bench: Bench) -> Outcome:
     model = bench.model()
+    size = models.size(model)
     outcome = Outcome(TITLE, NOTE)
     with bench.s3() as server:
         environment = Tools(server, "").environment(bench.work / "home")
@@ -37,13 +38,13 @@ def run(bench: Bench) -> Outcome:
             if plain:
                 with hub(served, theirs.key, "0" * 40) as address:
                     contenders.append(_hub(bench, theirs, address))
-                    race(contenders, bench.runs, environment)
+                    race(contenders, bench.runs, environment, memory=size)
             else:
-                race(contenders, bench.runs, environment)
+                race(contenders, bench.runs, environment, memory=size)
             first = _hashed(bench, theirs, Table.of("", 0, contenders).rows)
-            race([first[0], first[1]], bench.runs, environment)
-            table = Table.of(f"pull from {how}", models.size(model), contenders)
-            after = Table.of(f"pull from {how}, verified", models.size(model), first)
+            race([first[0], first[1]], bench.runs, environment, memory=size)
+            table = Table.of(f"pull from {how}", size, contenders)
+            after = Table.of(f"pull from {how}, verified", size, first)
             outcome.tables += [table, after]
             outcome.figures += _figures(table, after, how)
     return outcome

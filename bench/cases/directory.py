@@ -32,7 +32,7 @@ def run(bench: Bench) -> Outcome:
             with _mounted(bench.work, kind, 2 * models.size(model)) as place, on_every_core():
                 contenders = _contenders(store, source, place, cold=cold)
                 print(f"  {how}, {'cold' if cold else 'warm'}")
-                race(contenders, bench.runs, environment)
+                race(contenders, bench.runs, environment, memory=2 * models.size(model))
             temperature = "cold" if cold else "in the page cache"
             table = Table.of(f"pull from a directory to {how}, {temperature}", models.size(model), contenders)
             outcome.tables.append(table)

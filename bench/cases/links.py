@@ -28,7 +28,7 @@ NOTE = (
     'reading the ledger and the manifest, and one delay for each of these are in it; "while it fetches" is from the '
     "first hundredth of the model to its last byte."
 )
-RATES = {0.2: 0.7, 1: 0.7, 3: 1}  # gigabits a second; how much of the model is pulled
+RATES = {0.2: 0.7, 1: 1.5, 3: 2}  # gigabits a second; how much of the model is pulled
 DELAYS = (0.0, 0.02, 0.1)
 
 
@@ -51,7 +51,7 @@ def run(bench: Bench) -> Outcome:
                 with relay(server.endpoint, latency=delay, host=wire.host) as proxy, _Watch(proxy) as watch:
                     theirs = Tools(replace(server, endpoint=proxy.endpoint), key)
                     contenders = _contenders(bench, wire, theirs, prefix, watch)
-                    race(contenders, bench.runs, theirs.environment(bench.work / "home"))
+                    race(contenders, bench.runs, theirs.environment(bench.work / "home"), memory=size)
                     fetching = statistics.median(watch.rates(size))
                 outcome.tables.append(Table.of(f"pull, {title}", size, contenders))
                 walls = [statistics.median(cost.wall for cost in each.costs) for each in contenders]

@@ -51,7 +51,7 @@ def _to_bucket(bench: Bench, server: S3Server, environment: dict[str, str], outc
         Contender("boto3", lambda n: python("push_boto3", bucket, f"boto-{n}", str(model))),
         Contender("mlflow", lambda n: python("push_mlflow", f"s3://{bucket}/mlflow-{n}", str(model))),
     ]
-    race(contenders, bench.runs, environment)
+    race(contenders, bench.runs, environment, memory=models.size(model))
     table = Table.of("publish to S3", models.size(model), contenders)
     best = fastest(table.rows[1:])
     outcome.tables.append(table)
@@ -103,7 +103,7 @@ def _to_directory(bench: Bench, outcome: Outcome) -> None:
     for contender in contenders:
         contender.before = lambda: stores.mkdir()
     environment = tools.plain_environment(bench.work / "home")
-    race(contenders, bench.runs, environment)
+    race(contenders, bench.runs, environment, memory=models.size(model))
     table = Table.of("publish to a directory", models.size(model), contenders)
     outcome.tables.append(table)
     outcome.figures.append(Figure("publish to a directory: wall, to cp -r", ratio(table.rows[0], table.rows[1], wall)))

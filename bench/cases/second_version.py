@@ -40,7 +40,12 @@ def run(bench: Bench) -> Outcome:
                 bench.publish(each, store, environment)
             with relay(server.endpoint) as wire:
                 contenders = _contenders(bench, store, wire, environment)
-                race(contenders, bench.runs, environment | {"AWS_ENDPOINT_URL": wire.endpoint})
+                race(
+                    contenders,
+                    bench.runs,
+                    environment | {"AWS_ENDPOINT_URL": wire.endpoint},
+                    memory=models.size(directory),
+                )
             table = Table.of(f"the second version: {which}", models.size(directory), contenders)
             outcome.tables.append(table)
             outcome.figures += _figures(which, versions.first, directory, table)
