@@ -4,8 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENGINE ?= real
 PROFILE ?= directory
-# Four, even on two cores: a third of the time the tests wait for servers and processes.
-TOGETHER := -n 4 --dist worksteal
 
 .PHONY: demo test check lint types format engines bench azurite lock clean help
 
@@ -19,11 +17,10 @@ demo: .venv/.ready ## the main job, end to end, with real engines (ENGINE=none: 
 
 test: .venv/.ready ## every test, those with real LLaMA-Factory and vLLM included
 	$(BIN)/python tools/engines.py all
-	$(BIN)/python -m pytest tests -m "not engine" $(TOGETHER)
-	$(BIN)/python -m pytest tests -m engine -n 2 --dist loadfile
+	$(BIN)/python tools/run_tests.py
 
 check: .venv/.ready lint types ## the fast loop: lint, types, layers, tests without engines
-	$(BIN)/python -m pytest tests -m "not engine and not slow" $(TOGETHER) --hypothesis-profile fast
+	$(BIN)/python -m pytest tests -m "not engine and not slow" -n 4 --dist worksteal --hypothesis-profile fast
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -170,6 +170,7 @@ def llamafactory(action: str, config: str, *values: str, environment: dict[str, 
     log = DEMO / f"{action}-{Path(config).stem}.log"
     with console.status(f"LLaMA-Factory is at work (its output: {log.relative_to(ROOT)})"), log.open("wb") as output:
         command = [environment["PACKTRAIN_LLAMAFACTORY"], action, config, *values]
+        environment = {"OMP_NUM_THREADS": "1", **environment}  # in a model this small, more wait for each other
         started = time.monotonic()
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:

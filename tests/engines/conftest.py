@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -18,14 +19,19 @@ from typing import IO, Any
 
 import pytest
 
+from packtrain.serving import Arguments, Launch
+from packtrain.serving.gate import Answering
+from packtrain.serving.trial import trial
 from packtrain.testing.ports import free_port
 from packtrain.testing.tinymodels import write_base
+from packtrain.wiring import SystemClock
 from tests.serving.node import Node, node
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMAFACTORY = ROOT / ".engines" / "llamafactory" / "bin"
 VLLM = ROOT / ".engines" / "vllm" / "bin" / "vllm"
 READY_WITHIN = 600  # seconds
+VERSIONS = ("v1", "v2")
 # Of every engine. One process less than by default starts in two thirds of the time (the demo has the default).
 LIMITS = ("--max-model-len", "512", "--max-num-seqs", "8", "--distributed-executor-backend", "uni")
 SHAPE = ("--dtype", "float32", "--enforce-eager", *LIMITS)
@@ -62,16 +68,18 @@ def engine_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 
 @dataclass(frozen=True)
 class Trained:
-    """What LLaMA-Factory left: ``base``, and for "v1" and "v2" an adapter and a merge.yaml that was not run yet."""
+    """What LLaMA-Factory left: ``base``, and for "v1" and "v2" an adapter. The merge.yaml of each, which was not run
+    yet, is this process's own: it exports to ``own``."""
 
     base: Path
     home: Path
+    own: Path
 
     def adapter(self, version: str) -> Path:
         return self.home / version / "adapter"
 
     def merge_yaml(self, version: str) -> Path:
-        return self.home / version / "merge.yaml"
+        return self.own / version / "merge.yaml"
 
     def training_yaml(self, version: str) -> Path:
         return self.home / version / "sft.yaml"
@@ -79,19 +87,44 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[str, str]) -> Trained:
-    home = tmp_path_factory.mktemp("trained")
-    base = write_base(home / "base", seed=1)
-    for version in ("v1", "v2"):
+    """By the first of pytest's processes that asks; the others wait for it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    home, own = shared / "trained", tmp_path_factory.mktemp("own")
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "done").exists():
+            home.mkdir()
+            write_base(home / "base", seed=1)
+            _train(home, engine_environment)
+            (home / "done").touch()
+    for version in VERSIONS:
+        (own / version).mkdir()
+        merge = _demo_yaml("merge", version, home).replace(
+            str(home / version / "merged"), str(own / version / "merged")
+        )
+        (own / version / "merge.yaml").write_text(merge)
+    return Trained(home / "base", home, own)
+
+
+def _train(home: Path, environment: dict[str, str]) -> None:
+    """Both at once: each has one thread."""
+    running = []
+    for version in VERSIONS:
         (home / version).mkdir()
-        for kind in ("sft", "merge"):
-            text = (ROOT / "demo" / f"{kind}-{version}.yaml").read_text()
-            text = text.replace(".demo/base", str(base)).replace(f".demo/{version}", str(home / version))
-            text = text.replace("demo/data", str(ROOT / "demo" / "data"))
-            (home / version / f"{kind}.yaml").write_text(text)
+        (home / version / "sft.yaml").write_text(_demo_yaml("sft", version, home))
         command = [str(LLAMAFACTORY / "llamafactory-cli"), "train", str(home / version / "sft.yaml")]
-        done = subprocess.run(command, env=engine_environment, capture_output=True, text=True, check=False, cwd=home)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Trained(base, home)
+        with (home / version / "log").open("w") as log:
+            running.append(subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=subprocess.STDOUT))
+    for version, training in zip(VERSIONS, running, strict=True):
+        assert training.wait() == 0, (home / version / "log").read_text()[-3000:]
+
+
+def _demo_yaml(kind: str, version: str, home: Path) -> str:
+    """One of the demo's, for a base and an output below ``home``."""
+    text = (ROOT / "demo" / f"{kind}-{version}.yaml").read_text()
+    return text.replace(".demo/", f"{home}/").replace("demo/data", str(ROOT / "demo" / "data"))
 
 
 class Cli:
@@ -146,6 +179,23 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], port: int, output: IO[b
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     pytest.fail("vLLM was not ready in time")
+
+
+@contextmanager
+def engine(environment: dict[str, str], directory: Path, *arguments: str) -> Iterator[Answering]:
+    """vLLM on a directory as "llama", which nobody else asks, and into which `load_weights` loads others."""
+    environment = {**environment, "VLLM_SERVER_DEV_MODE": "1"}
+    launch = Launch("llama", str(directory), "llama/1", Arguments(arguments), environment=environment)
+    with trial(launch, str(VLLM), (), SystemClock()) as answering:
+        yield answering
+
+
+def load_weights(engine: Answering, directory: Path) -> None:
+    """Others of the same shape, into the running engine: it spares a start."""
+    change = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+    for path, body in (("/pause?mode=wait", {"mode": "wait"}), ("/collective_rpc", change), ("/resume", {"now": True})):
+        status, answer = engine.ask(path, body)
+        assert status == 200, (path, answer)
 
 
 def ask(url: str, model: str, question: str, tokens: int = 24) -> tuple[list[int], str]:

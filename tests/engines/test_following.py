@@ -16,7 +16,7 @@ from packtrain.registry.mlflow import Mlflow
 from packtrain.testing.mlflow_servers import MlflowServer
 from packtrain.testing.servers import S3Server
 from packtrain.testing.tinymodels import write_adapter, write_base, write_merged, write_training_yaml
-from tests.engines.conftest import READY_WITHIN, Cli
+from tests.engines.conftest import READY_WITHIN, SHAPE, Cli, engine, load_weights
 from tests.serving.disk import fill, room_for_four
 from tests.serving.load import PROMPTS, Answer, Load, ask
 
@@ -59,16 +59,19 @@ def released(tmp_path_factory: pytest.TempPathFactory, engine_environment: dict[
         }
     )
     merged = {number: write_merged(home / f"merged-{number}", base, seed=number) for number in (1, 2)}
-    greedy = {}
     for number, folder in merged.items():
         training = write_adapter(home / f"training-{number}", base, seed=number, loss=0.5 / number)
         config = write_training_yaml(home / f"{number}.yaml", base=base, output=training, learning_rate=0.001 * number)
         lineage = ("--training-config", str(config), "--training-dir", str(training))
         assert cli("publish", str(folder), "--name", "llama", *lineage)["version"] == number
-        with cli.serving(f"llama/{number}") as url:
-            port = int(url.rpartition(":")[2])
-            alone = {prompt: ask(port, "llama", prompt, LONGEST, stream=False) for prompt in PROMPTS}
-        greedy[f"llama/{number}"] = {prompt: answer.ids for prompt, answer in alone.items()}
+    greedy = {}
+    with engine(engine_environment, merged[1], *SHAPE) as alone:
+        for number, folder in merged.items():
+            load_weights(alone, folder)
+            answers = (
+                ask(alone.endpoint.port, "llama", each, LONGEST, stream=False, key=alone.key) for each in PROMPTS
+            )
+            greedy[f"llama/{number}"] = {answer.prompt: answer.ids for answer in answers}
     assert all(len(ids) == LONGEST for answers in greedy.values() for ids in answers.values())
     assert all(greedy["llama/1"][prompt] != greedy["llama/2"][prompt] for prompt in PROMPTS)
     cli("promote", "llama/1", "--to", "production", "--reason", "the first")
@@ -94,14 +97,18 @@ def hybrid(released: Released, s3: S3Server, mlflow_postgresql: MlflowServer) ->
 
 
 @pytest.mark.parametrize(
-    ("strategy", "becomes"), [("auto", "blue-green"), ("replace", "replace")], ids=["blue-green", "replace"]
+    ("strategy", "becomes", "times"),
+    [("auto", "blue-green", 2), ("replace", "replace", 1)],
+    ids=["blue-green", "replace"],
 )
-def test_switches_forward_and_back_under_load(released: Released, tmp_path: Path, strategy: str, becomes: str) -> None:
+def test_switches_forward_and_back_under_load(
+    released: Released, tmp_path: Path, strategy: str, becomes: str, times: int
+) -> None:
     cli = released.cli
     with cli.following(tmp_path, "--strategy", strategy) as served:
         served.until_serving(1, within=READY_WITHIN)
         with Load(served.port, "llama", clients=4, tokens=(4, LONGEST), pause=PAUSE) as load:
-            for number, *command in FORWARD_AND_BACK:
+            for number, *command in FORWARD_AND_BACK * times:
                 cli(*command)
                 served.until_serving(number, within=READY_WITHIN)
                 served.until_answers(load, number)
@@ -211,4 +218,4 @@ def test_the_disk_of_the_cache_is_full(released: Released, tmp_path: Path) -> No
 FORWARD_AND_BACK = (
     (2, "promote", "llama/2", "--to", "production"),
     (1, "rollback", "llama"),
-) * 2
+)

@@ -12,6 +12,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,8 @@ from packtrain.model.digest import Digest
 from packtrain.model.golden import Comparison, Golden, compare
 from packtrain.model.ledger import GATE, GOLDEN
 from packtrain.model.version import ModelVersion
-from packtrain.serving import Arguments, Launch
 from packtrain.serving.gate import Answering
 from packtrain.serving.golden import replay
-from packtrain.serving.trial import trial
 from packtrain.testing.tinymodels import (
     CHAT_TEMPLATE,
     TensorBytes,
@@ -36,9 +35,8 @@ from packtrain.testing.tinymodels import (
     write_merge_yaml,
     write_safetensors,
 )
-from packtrain.wiring import SystemClock
 from tests.broken import has_another_tokenizer, is_truncated, lacks_a_tensor, publish_around_preflight
-from tests.engines.conftest import LIMITS, READY_WITHIN, VLLM, Cli
+from tests.engines.conftest import LIMITS, READY_WITHIN, Cli, engine, load_weights
 from tests.serving.load import PROMPTS, Load, ask
 from tests.serving.node import Node
 
@@ -93,24 +91,24 @@ def test_bf16_eager_passes_and_other_weights_do_not(merged: Merged, tmp_path: Pa
         "a LoRA target left unmerged": (_left_unmerged, "differ by"),
         "1 % noise on lm_head": (_noisy, "always off the same way"),
     }
-    with _engine(merged, "--dtype", "bfloat16", "--enforce-eager", "--trust-request-chat-template") as engine:
-        require_passed(_compared(merged, engine), "bf16, eager")
-        said = _compared(merged, engine, chat_template=CHAT_TEMPLATE.replace("assistant", "narrator"))
+    with _engine(merged, "--dtype", "bfloat16", "--enforce-eager", "--trust-request-chat-template") as served:
+        require_passed(_compared(merged, served), "bf16, eager")
+        said = _compared(merged, served, chat_template=CHAT_TEMPLATE.replace("assistant", "narrator"))
         assert len(said.differences) == 8 and "chat template" in said.differences[0], said.differences
         for what, (change, expected) in cases.items():
-            _load(engine, _variant(merged, tmp_path / what, change))
-            said = _compared(merged, engine)
+            load_weights(served, _variant(merged, tmp_path / what, change))
+            said = _compared(merged, served)
             print(what, said)
             assert any(expected in difference for difference in said.differences), f"{what}: {said}"
-        _load(engine, merged.path)
-        require_passed(_compared(merged, engine), "the right weights again")
+        load_weights(served, merged.path)
+        require_passed(_compared(merged, served), "the right weights again")
 
 
 def test_bf16_compiled_passes(merged: Merged, tmp_path: Path) -> None:
-    with _engine(merged, "--dtype", "bfloat16") as engine:
-        require_passed(_compared(merged, engine), "bf16, compiled")
-        _load(engine, _variant(merged, tmp_path / "noisy", _noisy))
-        said = _compared(merged, engine)
+    with _engine(merged, "--dtype", "bfloat16") as served:
+        require_passed(_compared(merged, served), "bf16, compiled")
+        load_weights(served, _variant(merged, tmp_path / "noisy", _noisy))
+        said = _compared(merged, served)
         print("1 % noise on lm_head, compiled", said)
         assert not said.passed, said
 
@@ -163,27 +161,17 @@ def require_passed(said: Comparison, what: str) -> None:
     assert said.passed, f"{what}: {said}: {said.differences}"
 
 
-def _engine(merged: Merged, *arguments: str) -> Any:
-    environment = {**merged.cli.environment, "VLLM_SERVER_DEV_MODE": "1"}
-    launch = Launch("llama", str(merged.path), "llama/1", Arguments((*LIMITS, *arguments)), environment=environment)
-    return trial(launch, str(VLLM), (), SystemClock())
+def _engine(merged: Merged, *arguments: str) -> AbstractContextManager[Answering]:
+    return engine(merged.cli.environment, merged.path, *LIMITS, *arguments)
 
 
-def _compared(merged: Merged, engine: Answering, **more: str) -> Comparison:
+def _compared(merged: Merged, served: Answering, **more: str) -> Comparison:
     """``more``: what chats ask for besides."""
 
     def ask(path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-        return engine.ask(path, {**body, **more} if "messages" in body else body)
+        return served.ask(path, {**body, **more} if "messages" in body else body)
 
     return compare(merged.golden, replay(ask, "llama", merged.golden))
-
-
-def _load(engine: Answering, directory: Path) -> None:
-    """Other weights, into the running engine."""
-    change = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
-    for path, body in (("/pause?mode=wait", {"mode": "wait"}), ("/collective_rpc", change), ("/resume", {"now": True})):
-        status, answer = engine.ask(path, body)
-        assert status == 200, (path, answer)
 
 
 Tensors = dict[str, TensorBytes]

@@ -61,7 +61,9 @@ def reported(
     """The home of version one, trained as in its YAML but with ``report_to: mlflow``: an sft.yaml and a merge.yaml."""
     home = tmp_path_factory.mktemp("reported")
     for kind, source in (("sft", trained.training_yaml("v1")), ("merge", trained.merge_yaml("v1"))):
-        text = source.read_text().replace(str(trained.home / "v1"), str(home))
+        text = source.read_text()
+        for theirs in (trained.home, trained.own):
+            text = text.replace(str(theirs / "v1"), str(home))
         for before, after in (
             ("report_to: none", "report_to: mlflow"),
             ("num_train_epochs: 100", "num_train_epochs: 30"),
