@@ -284,16 +284,17 @@ class _Download:
                     return None
                 now = self._clock.monotonic()
                 running = sum(now - task.moved < STALLED for task in self._active)
-                if running < self._pace.width and (task := self._choose(now)) is not None:
+                if running < self._pace.width and (task := self._choose(now, running)) is not None:
                     self._active.add(task)
                     return task
                 self._changed.wait(WINDOW)
 
-    def _choose(self, now: float) -> _Task | None:
+    def _choose(self, now: float, running: int) -> _Task | None:
         standing = self._standings[0]
         if self._waiting:
             return _Task(self._take(), standing, now)
-        if (stolen := self._steal(now)) is not None:
+        # Half as many fill most wires as well, and every run that is taken apart has bytes on their way for nothing.
+        if 2 * running <= self._pace.width and (stolen := self._steal(now)) is not None:
             return _Task(stolen, standing, now)
         return self._hedge(now)
 
