@@ -1,5 +1,4 @@
-"""Every test: those with real engines, and beside them the others. Both wait for processes so often that together they
-take two thirds of the time.
+"""Every test: those with real engines, and beside them the others, because both wait for processes a third of the time.
 
     python tools/run_tests.py [arguments of pytest ...]
 

@@ -63,7 +63,7 @@ def _contenders(bench: Bench, store: str, wire: Relay, environment: dict[str, st
             pull("m/1", cache),
             env=environment | {"AWS_ENDPOINT_URL": wire.endpoint},
             check=True,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
         )
 
     counted = 0

@@ -334,6 +334,29 @@ def test_what_is_late_is_held_in_memory_that_is_allowed(
     assert asked.is_set() is once_more
 
 
+def test_what_was_late_goes_on_after_it_was_fetched_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the last chunk of its file, and its request gives more than anybody waits for."""
+    monkeypatch.setattr("packtrain.flows.download.LATE", 0.1)
+    last = FILES["a.safetensors"] - 1
+    there = threading.Event()
+
+    def finish(self: Folder, index: int) -> None:
+        self.finished.append(index)
+        if index == last:
+            there.set()
+
+    def hangs(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        if not hung and (path, offset) == ("a.safetensors", last * CHUNK + (16 << 10)):
+            hung.append(path)
+            assert there.wait(60)
+            time.sleep(0.1)  # who was first has noted it by then
+        return piece
+
+    hung: list[str] = []
+    monkeypatch.setattr(Folder, "finish", finish)
+    fetch(tmp_path, Script(behaviour=hangs))
+
+
 def test_pauses_grow_and_no_two_are_alike(tmp_path: Path) -> None:
     """So that a thousand nodes do not come back at the same moment."""
 

@@ -352,14 +352,14 @@ class _Download:
             for piece in self._read(task, run, buffer):
                 view = piece
                 while view:
-                    chunk = file.chunks[task.index]
-                    part = view[: chunk.length - task.received]
-                    digest.update(part)
                     with task.lock:
-                        if task.over:
+                        if task.over:  # perhaps because somebody else brought the chunk
                             return
+                        chunk = file.chunks[task.index]
+                        part = view[: chunk.length - task.received]
                         _write(descriptor, part, position, file)
                         task.received += len(part)
+                    digest.update(part)
                     position += len(part)
                     view = view[len(part) :]
                     self._reporter.advance(len(part))
