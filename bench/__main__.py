@@ -10,6 +10,7 @@ measured says so.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def main() -> int:
     names = chosen.only.split(",")
     if unknown := set(names) - CASES.keys():
         options.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers, mounts and namespaces go with us
     pin_to_server_side()
     for name in names:
         print(f"{name}:", flush=True)
