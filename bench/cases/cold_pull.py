@@ -42,7 +42,7 @@ def run(bench: Bench) -> Outcome:
             else:
                 race(contenders, bench.runs, environment, memory=size)
             first = _hashed(bench, theirs, Table.of("", 0, contenders).rows)
-            race([first[0], first[1]], bench.runs, environment, memory=size)
+            race(first, bench.runs, environment, memory=size)
             table = Table.of(f"pull from {how}", size, contenders)
             after = Table.of(f"pull from {how}, verified", size, first)
             outcome.tables += [table, after]

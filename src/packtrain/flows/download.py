@@ -293,7 +293,7 @@ class _Download:
         standing = self._standings[0]
         if self._waiting:
             return _Task(self._take(), standing, now)
-        # Half as many fill most wires as well, and every run that is taken apart has bytes on their way for nothing.
+        # Not as soon as one is idle: whatever is on its way when a run is taken apart was sent for nothing.
         if 2 * running <= self._pace.width and (stolen := self._steal(now)) is not None:
             return _Task(stolen, standing, now)
         return self._hedge(now)
