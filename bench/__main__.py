@@ -30,7 +30,7 @@ from bench.cases import (
     second_version,
     serving,
 )
-from bench.measure import pin_to_server_side
+from bench.measure import memory_kept, pin_to_server_side
 from bench.page import write_page
 from bench.results import Outcome
 
@@ -66,7 +66,7 @@ def main() -> int:
     pin_to_server_side()
     for name in names:
         print(f"{name}:", flush=True)
-        with tempfile.TemporaryDirectory(prefix="packtrain-bench-", dir=chosen.directory) as home:
+        with memory_kept(), tempfile.TemporaryDirectory(prefix="packtrain-bench-", dir=chosen.directory) as home:
             outcome = CASES[name](Bench(Path(home), chosen.megabytes, chosen.runs))
         outcome.runs = chosen.runs
         outcome.measured_on = results.this_machine(tools.versions())

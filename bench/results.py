@@ -163,7 +163,8 @@ def details(outcome: Outcome) -> str:
 
 
 def _table(table: Table) -> str:
-    counted = any(cost.received for row in table.rows for cost in row.costs)
+    costs = [cost for row in table.rows for cost in row.costs]
+    served, counted = any(cost.server for cost in costs), any(cost.received for cost in costs)
     heads = [table.title, "verified", "wall s (min-max)", "ratio", "CPU s per GB", "peak MB"]
     lines = []
     for row in table.rows:
@@ -176,9 +177,13 @@ def _table(table: Table) -> str:
             f"{_median([cost.cpu for cost in row.costs]) / (table.size / 1e9):.2f}",
             f"{_median([cost.peak for cost in row.costs]):.0f}",
         ]
+        if served:
+            cells.append(f"{100 * _median([cost.server for cost in row.costs]):.0f}")
         if counted:
             cells.append(f"{_median([cost.received for cost in row.costs]) / 1e6:.2f}")
         lines.append(cells)
+    if served:
+        heads.append("server's core, % busy")
     if counted:
         heads.append("MB from the server")
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *lines])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import pytest
 from bench.__main__ import CASES, KEPT
 from bench.chart import chart
 from bench.endless import endless
-from bench.measure import Contender, cores, measure, race
+from bench.measure import Contender, cores, measure, memory_kept, on_every_core, race
 from bench.results import Figure, Outcome, Row, Table, fastest, ratio, wall
 
 from bench import page, results
@@ -58,8 +59,38 @@ def test_the_cost_is_that_of_the_whole_process_on_the_clients_cores() -> None:
     cost = measure([sys.executable, "-c", program], {})
     assert cost.peak > 80
     assert cost.cpu > 0
+    assert 0 <= cost.server <= 1
     with pytest.raises(SystemExit, match="failed"):
         measure([sys.executable, "-c", "raise SystemExit(3)"], {})
+
+
+def test_where_there_is_no_server_nobody_waits_for_it() -> None:
+    with on_every_core():
+        assert measure([sys.executable, "-c", ""], {}).server == 0
+
+
+@pytest.mark.parametrize("offered", [(), ("min_free_ms",), ("min_free_ms", "max_waiting_mib")])
+def test_memory_is_kept_if_the_kernel_can_be_told_and_then_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("bench.measure._PAGE_REPORTING", tmp_path)
+    for name in offered:
+        (tmp_path / name).write_text("7\n")
+    with suppress(KeyboardInterrupt), memory_kept():
+        assert all(int((tmp_path / name).read_text()) > 7 for name in offered)
+        raise KeyboardInterrupt
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(offered, "7\n")
+
+
+def test_a_table_says_how_busy_the_server_was() -> None:
+    busy = [results.Cost(1.0, 1.0, 1.0, server=share) for share in (0.2, 0.9, 0.6)]
+    outcome = Outcome(
+        "t", tables=[Table("t", 10, [Row("a", True, busy)])], measured_on={"machine": "", "load": "", "date": ""}
+    )
+    assert "server's core, % busy |" in results.details(outcome)
+    assert "| 60 |" in results.details(outcome)
+    alone = Outcome("t", tables=[Table("t", 10, [Row("a", True, costs(1.0))])], measured_on=outcome.measured_on)
+    assert "server" not in results.details(alone)
 
 
 def costs(*walls: float) -> list[results.Cost]:
