@@ -119,7 +119,7 @@ def cut(file_size: int, header: Header | None) -> list[int]:
             if run:
                 lengths.append(run)
                 run = 0
-            lengths += _every_4_mib(size)
+            lengths += [size] if size <= CHUNK else _every_4_mib(size)
         elif run + size > CHUNK:
             lengths.append(run)
             run = size
