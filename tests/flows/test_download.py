@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -277,6 +277,36 @@ def test_the_end_of_a_long_run_is_shared(tmp_path: Path, monkeypatch: pytest.Mon
     source = Script(behaviour=slow)
     fetch(tmp_path, source)
     assert len({start for path, start, _ in source.requests if path == "a.safetensors"}) > 1
+
+
+def test_nothing_is_shared_while_most_requests_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a source has sent of a run when it is taken apart was sent for nothing. Of three at once two go on, in step;
+    the third, which is idle, looks again whenever one of them has a chunk, and takes of the longer one after the other
+    has ended."""
+
+    def in_step(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        until = time.monotonic() + 60
+        while len(script.requests) < 3 and time.monotonic() < until:
+            time.sleep(0.001)
+        if path != "c.json" and offset < len(DATA["b.safetensors"]):
+            with suppress(threading.BrokenBarrierError):
+                step.wait(30)
+            clock.sleep(0.05)
+            time.sleep(0.005)
+        elif path == "a.safetensors":
+            while len(script.requests) == 3:
+                assert time.monotonic() < until, "nobody takes of it"
+                time.sleep(0.001)
+        if path == "b.safetensors":
+            asked.append(len(script.requests))
+        return piece
+
+    monkeypatch.setattr("packtrain.flows.download.LATE", 1.0)
+    step, clock, asked = threading.Barrier(2), FakeClock(), list[int]()
+    source = Script(behaviour=in_step)
+    fetch(tmp_path, source, limits=Limits(memory=3 * 4 * BUFFER), clock=clock)
+    assert asked[-1] == 3
+    assert [path for path, _, _ in source.requests[3:]][:1] == ["a.safetensors"]
 
 
 def test_a_failing_disk_ends_it(tmp_path: Path) -> None:
