@@ -60,6 +60,6 @@ clean: ## everything that was set up, gone
 
 .bench/tools/.ready: .venv/.ready requirements/bench-tools.txt
 	$(BIN)/python -m venv --clear .bench/tools
-	.bench/tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	.bench/tools/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes \
 		--requirement requirements/bench-tools.txt
 	touch $@

@@ -30,7 +30,7 @@ def main() -> int:
         print(f"could not make {VENV}: {error}", file=sys.stderr)
         print("  -> on Debian and Ubuntu: apt install python3-venv", file=sys.stderr)
         return 1
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
     steps = [
         [*pip, "--require-hashes", "--requirement", str(ROOT / "requirements" / "dev.txt")],
         [*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
