@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import models, tools
 from bench.bench import Bench
-from bench.measure import Contender, race
+from bench.measure import Contender, on_every_core, race
 from bench.results import Figure, Outcome, Table
 
 TITLE = "Nothing to do"
@@ -41,7 +41,8 @@ def run(bench: Bench) -> Outcome:
         Contender("packtrain --version", lambda _: [str(tools.BIN / "packtrain"), "--version"]),
         Contender("python -c pass", lambda _: [sys.executable, "-c", "pass"]),
     ]
-    race(contenders, 4 * bench.runs, environment)
+    with on_every_core():
+        race(contenders, 4 * bench.runs, environment)
     table = Table.of("pull what is cached", models.size(model), contenders)
     command = statistics.median(cost.wall for cost in table.rows[0].costs)
     inside = _in_process(store, cache, reference, environment)

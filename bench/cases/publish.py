@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import models, tools
 from bench.bench import Bench
 from bench.cases.second_version import changed
-from bench.measure import Contender, race
+from bench.measure import Contender, on_every_core, race
 from bench.results import Figure, Outcome, Table, cpu, fastest, ratio, wall
 from bench.tools import Tools
 from packtrain.testing.proxy import relay
@@ -103,7 +103,8 @@ def _to_directory(bench: Bench, outcome: Outcome) -> None:
     for contender in contenders:
         contender.before = lambda: stores.mkdir()
     environment = tools.plain_environment(bench.work / "home")
-    race(contenders, bench.runs, environment, memory=models.size(model))
+    with on_every_core():
+        race(contenders, bench.runs, environment, memory=models.size(model))
     table = Table.of("publish to a directory", models.size(model), contenders)
     outcome.tables.append(table)
     outcome.figures.append(Figure("publish to a directory: wall, to cp -r", ratio(table.rows[0], table.rows[1], wall)))
