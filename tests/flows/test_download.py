@@ -309,6 +309,24 @@ def test_nothing_is_shared_while_most_requests_go_on(tmp_path: Path, monkeypatch
     assert [path for path, _, _ in source.requests[3:]][:1] == ["a.safetensors"]
 
 
+@pytest.mark.parametrize(("buffer", "steers"), [(1 << 10, True), (1 << 20, False)])
+def test_the_width_is_not_judged_by_a_few_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer: int, steers: bool
+) -> None:
+    """Of a slow wire a window would have two or three for each thread, and one more or less would look like a gain."""
+
+    def slow(script: Script, path: str, offset: int, piece: memoryview) -> memoryview:
+        time.sleep(0.001)
+        return piece
+
+    rates: list[float] = []
+    monkeypatch.setattr("packtrain.flows.download.WINDOW", 0.02)
+    monkeypatch.setattr("packtrain.flows.download.BUFFER", buffer)
+    monkeypatch.setattr("packtrain.model.pacing.Pace.observe", lambda _, rate: rates.append(rate))
+    fetch(tmp_path, Script(behaviour=slow), limits=Limits(memory=4 * buffer))
+    assert bool(rates) == steers
+
+
 def test_a_failing_disk_ends_it(tmp_path: Path) -> None:
     class Full(Folder):
         def finish(self, index: int) -> None:

@@ -28,11 +28,12 @@ from packtrain.model.sourcing import Run, missing_runs
 from packtrain.model.version import how_to_mend
 from packtrain.ports import Clock, Reporter, Store
 
-BUFFER = 512 << 10  # bytes, one for each thread: of half as many, Python's share costs a seventh more CPU
+BUFFER = 512 << 10  # bytes, one for each thread: ADR 0007 says why so many
 THREADS = 32
 FILES = 8  # that a thread has open at once, at most: its own, a connection or a path's folders
 ATTEMPTS = 6  # in a row that bring nothing, before a source is left
 WINDOW = 0.2  # seconds over which the goodput is measured, at least
+PIECES = 8  # buffers of each thread that a window has, at least: what is in half-full ones is not counted
 LATE = 1.0  # seconds after which a chunk may be late, if others take much less
 PATIENCE = 0.5  # seconds for threads to end, before they are left to their deadline
 STALLED = 2.0  # seconds without a byte after which a request no longer counts as one
@@ -238,7 +239,7 @@ class _Download:
     def _observe(self, window: float) -> float:
         """Measures, once a window; returns when the present one began."""
         now = self._clock.monotonic()
-        if now - window < max(WINDOW, 4 * self._latency):
+        if now - window < max(WINDOW, 4 * self._latency) or self._got < PIECES * self._pace.width * BUFFER:
             return window
         rate, self._got = self._got / (now - window), 0
         if self._waiting:  # with nothing left to hand out, the rate says nothing of the width
