@@ -71,19 +71,19 @@ def _one(contender: Contender, run: int, environment: dict[str, str], memory: in
 
 
 # Linux's page_reporting, where it has them: milliseconds that memory is free before the host gets it, and how many MiB
-# of it may wait for that. The largest that were taken.
+# of it may wait for that. Not every kernel has them; these are values that one took.
 _PAGE_REPORTING = Path("/sys/module/page_reporting/parameters")
 _PATIENT = {"max_waiting_mib": 65_536, "min_free_ms": 100_000}
 
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Inside, a virtual machine's free memory stays with it for 100 s, if its kernel can be told so and we are root: a
-    pull over a slow link takes longer than touched memory stays otherwise."""
+    """Inside, most of a virtual machine's free memory stays with it for 100 s, if its kernel can be told so and we are
+    root: a pull over a slow link takes longer than touched memory stays otherwise."""
     before = {name: path.read_text() for name in _PATIENT if os.access(path := _PAGE_REPORTING / name, os.W_OK)}
-    for name in before:
-        (_PAGE_REPORTING / name).write_text(str(_PATIENT[name]))
     try:
+        for name in before:
+            (_PAGE_REPORTING / name).write_text(str(_PATIENT[name]))
         yield
     finally:
         for name, value in before.items():
@@ -133,13 +133,10 @@ def _server_ticks() -> tuple[int, int]:
     """Of the server's cores since they started: those in which they could do nothing else, and all of them. What the
     host took from a virtual machine (steal) counts as busy. See proc_stat(5)."""
     ours = {f"cpu{number}" for number in cores(SERVER)}
-    ticks = [list(map(int, each[1:9])) for line in _stat() if (each := line.split())[0] in ours]
+    lines = map(str.split, Path("/proc/stat").read_text().splitlines())
+    ticks = [list(map(int, numbers[:8])) for name, *numbers in lines if name in ours]
     everything = sum(map(sum, ticks))
     return everything - sum(idle + waiting for _, _, _, idle, waiting, *_ in ticks), everything
-
-
-def _stat() -> list[str]:
-    return [line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
 
 
 # Cores

@@ -30,6 +30,7 @@ def main() -> int:
         print(f"could not make {VENV}: {error}", file=sys.stderr)
         print("  -> on Debian and Ubuntu: apt install python3-venv", file=sys.stderr)
         return 1
+    # twice quiet: errors alone, no warnings of places in PIP_FIND_LINKS that are not there
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
     steps = [
         [*pip, "--require-hashes", "--requirement", str(ROOT / "requirements" / "dev.txt")],

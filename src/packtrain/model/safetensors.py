@@ -119,7 +119,7 @@ def cut(file_size: int, header: Header | None) -> list[int]:
             if run:
                 lengths.append(run)
                 run = 0
-            lengths += [size] if size <= CHUNK else _every_4_mib(size)
+            lengths += [size] if size <= CHUNK else _every_4_mib(size)  # of 200,000 experts each is one chunk
         elif run + size > CHUNK:
             lengths.append(run)
             run = size
