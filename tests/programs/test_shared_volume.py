@@ -146,7 +146,7 @@ def at_once(nodes: list[Cli], commands: list[list[Any]]) -> list[str]:
         for node in nodes
     ]
     said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(said)
     return said
 
 

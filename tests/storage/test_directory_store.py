@@ -627,3 +627,26 @@ def test_what_dead_writers_left_is_removed_by_the_next_and_what_lives_stays(root
     living.upload("k", body(), 9)
     assert living.get("k") == b"half done"
     assert [path.name for path in leftovers(root)] == ["other.1.far"]
+
+
+def test_a_second_name_that_a_writer_swept_away_is_given_again(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that gets a second name is whole, so that nothing locks it."""
+    put(store, "source", b"weights")
+    put(store, "copy", b"before")
+    link, swept = os.link, list[str]()
+
+    def before_a_sweep(*args: Any, **kwargs: Any) -> None:
+        link(*args, **kwargs)
+        if not swept:
+            swept.extend(path.name for path in leftovers(root))
+            DirectoryStore(root).create("other", b"new")
+            assert leftovers(root) == []
+
+    monkeypatch.setattr(os, "link", before_a_sweep)
+    assert store.copy_from(store.locate("source"), "copy", 7, lambda _: None, fixed=True)
+    assert len(swept) == 1
+    assert store.get("copy") == b"weights"
+    assert (root / "copy").samefile(root / "source")
+    assert leftovers(root) == []

@@ -168,6 +168,15 @@ class DirectoryStore:
 
     def _linked(self, path: Path, key: str, size: int) -> bool:
         """Whether the file system gave a file a second name, in place of whatever had it."""
+
+        def replace(to: int) -> None:
+            try:
+                os.rename(hidden, _name(key), src_dir_fd=folder, dst_dir_fd=to)
+            except FileNotFoundError:
+                with suppress(FileExistsError):  # no lock is on it: a writer who sweeps takes it for left behind
+                    os.link(path, hidden, dst_dir_fd=folder, follow_symlinks=False)
+                raise
+
         with self._errors(key), ExitStack() as opened:
             hidden, folder = _hidden_name(), self._make_folders(opened, [TEMPORARY])[-1]
             try:
@@ -180,7 +189,7 @@ class DirectoryStore:
             except OSError:  # another file system, none with links, or too many: then it is copied
                 return False
             try:
-                self._place(key, lambda to: os.rename(hidden, _name(key), src_dir_fd=folder, dst_dir_fd=to))
+                self._place(key, replace)
             finally:
                 with suppress(OSError):  # rename(2) of two names of one file leaves both
                     os.unlink(hidden, dir_fd=folder)
