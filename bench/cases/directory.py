@@ -22,7 +22,7 @@ NOTE = (
 
 
 def run(bench: Bench) -> Outcome:
-    model, environment = bench.model(), tools.plain_environment(bench.work / "home")
+    model, environment = bench.model(2 * bench.megabytes), tools.plain_environment(bench.work / "home")
     outcome = Outcome(TITLE, NOTE)
     store = bench.work / "stores" / "pulls"
     digest = bench.publish(model, f"file://{store}", environment).removeprefix("sha256:")

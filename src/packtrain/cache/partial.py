@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, MutableSet
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import compress, count
 from pathlib import Path
@@ -14,10 +15,12 @@ from threading import Lock
 
 from packtrain.cache.trees import walk
 from packtrain.errors import disk_error
-from packtrain.model.manifest import FILE_NAME, Manifest
+from packtrain.model.manifest import FILE_NAME, FileEntry, Manifest
 
 JOURNAL = "journal"
 _INDEX_BYTES = 4
+_LARGE = 16 << 20  # bytes of a file whose allocation may take a while
+_THREADS = 8
 
 
 class Indexes(MutableSet[int]):
@@ -191,19 +194,33 @@ class Partial:
         os.lseek(self._journal, 0, os.SEEK_END)
 
     def _preallocate(self) -> None:
-        """Gives every file its size, so that a full disk is met before the download and not at its end."""
-        for file in self._manifest.files:
-            path = self.tree / file.path
-            if _is_shared(path):
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            try:
-                if os.fstat(descriptor).st_size != file.size or not (self.finished or self.doubtful):
-                    os.ftruncate(descriptor, file.size)
-                    _allocate(descriptor, file.size)
-            finally:
-                os.close(descriptor)
+        """Gives every file its size, so that a full disk is met before the download and not at its end.
+
+        The large ones at once: memory (tmpfs) is allocated page by page, which takes half as long as writing to it.
+        """
+        new = [file for file in self._manifest.files if not _is_shared(self.tree / file.path)]
+        for file in new:
+            (self.tree / file.path).parent.mkdir(parents=True, exist_ok=True)
+            if file.size < _LARGE:
+                self._allocate(file)
+        large = [file for file in new if file.size >= _LARGE]
+        try:
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="allocate") as pool:
+                for _ in pool.map(self._allocate, large):
+                    pass
+        except RuntimeError:  # this user or container may have no more threads
+            for file in large:
+                self._allocate(file)
+
+    def _allocate(self, file: FileEntry) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.tree / file.path, flags, 0o644)
+        try:
+            if os.fstat(descriptor).st_size != file.size or not (self.finished or self.doubtful):
+                os.ftruncate(descriptor, file.size)
+                _allocate(descriptor, file.size)
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def _disk(self, problem: str) -> Iterator[None]:
