@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench import models, tools
@@ -67,17 +67,20 @@ def _mounted(work: Path, kind: str, size: int) -> Iterator[Path]:
         raise SystemExit("a file system of its own needs root: run as root, or leave out directory")
     place, image = work / "mounted", work / "image"
     place.mkdir()
-    try:
+    with ExitStack() as undo:
+        undo.callback(place.rmdir)
         if kind == "tmpfs":
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={size + (256 << 20)}", "tmpfs", str(place)]
+            mount = ["-t", "tmpfs", "-o", f"size={size + (256 << 20)}", "tmpfs"]
         else:
+            undo.callback(image.unlink, missing_ok=True)
             with image.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size + (512 << 20))
             subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", str(image)], check=True)
-            mount = ["mount", "-o", "loop", str(image), str(place)]
-        subprocess.run(mount, check=True)
+            # Direct: a disk has no page cache of its own.
+            attach = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
+            device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+            undo.callback(subprocess.run, ["losetup", "--detach", device], check=False)
+            mount = [device]
+        subprocess.run(["mount", *mount, str(place)], check=True)
+        undo.callback(subprocess.run, ["umount", str(place)], check=False)
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=False)
-        place.rmdir()
-        image.unlink(missing_ok=True)
