@@ -107,6 +107,19 @@ def test_what_serves_is_used_now_whenever_it_was_started(make_node: Make) -> Non
     assert set(node.listed()) == {"llama/1", "llama/3", "llama/4"}
 
 
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_what_serves_the_one_that_was_used_last_stays_longer(make_node: Make, order: tuple[int, int]) -> None:
+    node = make_node(quota=f"{3 * SIZE + 4000}B")
+    _, second = order
+    pins = [node.hold(f"llama/{number}") for number in order]
+    node.pull("llama/3")  # this is when it is seen that both serve
+    node.unpin("llama/3")
+    for pin in pins:
+        pin.release()
+    node.pull("llama/4")
+    assert set(node.listed()) == {f"llama/{second}", "llama/3", "llama/4"}
+
+
 @pytest.mark.parametrize("kind", ["an engine", "a lease", "a pin"])
 def test_somebody_comes_between_the_plan_and_the_eviction(
     make_node: Make, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -111,8 +111,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.here[number].used = self.turn
 
     def use_what_serves(self) -> None:
-        """Whoever needs room sees what is in use."""
-        for n in sorted({n for n, _ in self.engines if n in self.here}, key=lambda n: self.digests[n].hex):
+        """Whoever needs room sees what is in use, and leaves its order."""
+        for n in sorted({n for n, _ in self.engines if n in self.here}, key=lambda n: self.here[n].used):
             self.use(n)
 
     def expect_obtained(self, number: int) -> None:
