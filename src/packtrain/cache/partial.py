@@ -196,23 +196,24 @@ class Partial:
     def _preallocate(self) -> None:
         """Gives every file its size, so that a full disk is met before the download and not at its end.
 
-        The large ones at once: memory (tmpfs) is allocated page by page, which takes half as long as writing to it.
+        The large ones at once: memory (tmpfs) is allocated page by page, which takes a core 0.3 s a GB
+        (docs/performance.md).
         """
         new = [file for file in self._manifest.files if not _is_shared(self.tree / file.path)]
         for file in new:
             (self.tree / file.path).parent.mkdir(parents=True, exist_ok=True)
             if file.size < _LARGE:
-                self._allocate(file)
+                self._give_size(file)
         large = [file for file in new if file.size >= _LARGE]
         try:
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="allocate") as pool:
-                for _ in pool.map(self._allocate, large):
+                for _ in pool.map(self._give_size, large):
                     pass
         except RuntimeError:  # this user or container may have no more threads
             for file in large:
-                self._allocate(file)
+                self._give_size(file)
 
-    def _allocate(self, file: FileEntry) -> None:
+    def _give_size(self, file: FileEntry) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self.tree / file.path, flags, 0o644)
         try:

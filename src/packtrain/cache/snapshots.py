@@ -287,7 +287,7 @@ class Cache:
         linked = sum(file.size for file in manifest.files if file.path in links)
         while True:
             occupants = self._occupants()
-            for occupant in sorted(occupants, key=lambda each: (each.used, each.digest)):  # their order stays
+            for occupant in retention.by_last_use(occupants):  # so that their order stays
                 if occupant.holds.in_use and occupant.trust != "unfinished":
                     self.touch(occupant.digest)  # what serves now is used now, whenever it was started
             begun = sum(o.size for o in occupants if o.digest == digest and o.trust == "unfinished")

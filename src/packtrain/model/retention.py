@@ -82,7 +82,7 @@ def plan(occupants: Sequence[Occupant], needed: int, room: Room) -> Plan:
     """What has to go so that ``needed`` more bytes fit: what is not held, least recently used first, and nothing
     whose going would not help. If it cannot fit, nothing goes, and the plan says what is lacking."""
     going: list[Occupant] = []
-    candidates = sorted((o for o in occupants if not o.holds), key=lambda occupant: (occupant.used, occupant.digest))
+    candidates = by_last_use(o for o in occupants if not o.holds)
     lacking = _lacking(occupants, (), needed, room)
     for candidate in candidates:
         if lacking.fits:
@@ -96,6 +96,11 @@ def plan(occupants: Sequence[Occupant], needed: int, room: Room) -> Plan:
         if _lacking(occupants, without, needed, room).fits:
             going = without
     return Plan(tuple(going))
+
+
+def by_last_use(occupants: Iterable[Occupant]) -> list[Occupant]:
+    """The least recently used first."""
+    return sorted(occupants, key=lambda occupant: (occupant.used, occupant.digest))
 
 
 def unique_size(occupants: Iterable[Occupant]) -> int:
