@@ -46,9 +46,10 @@ def race(contenders: Sequence[Contender], runs: int, environment: dict[str, str]
     """Interleaved: every contender once in each run, and each time another one first, so that the machine's moods, and
     what a contender leaves to the next, meet all of them alike.
 
-    ``memory``: bytes that a contender fills, its files' in the page cache included. They are touched just before it
-    starts: a virtual machine gives free memory back to its host after some seconds, and getting it again takes longer
-    than all that the contender does with it (1.1 to 2.1 CPU seconds a GB were measured, where writing took 0.2).
+    ``memory``: bytes that a contender fills, its files' in the page cache included. Twice as many are touched just
+    before it starts, or all that are free: a virtual machine may give free memory back to its host, and getting it
+    again takes longer than all that the contender does with it (0.9 to 2.1 CPU seconds a GB were measured, where
+    writing took 0.2). With only as many, chance decided which memory a contender got.
     """
     for run in range(runs):
         first = run % len(contenders)
@@ -63,31 +64,32 @@ def _one(contender: Contender, run: int, environment: dict[str, str], memory: in
     os.sync()  # what others left to write must not be written in our time
     contender.before()
     contender.received()
-    _touch(memory)
+    _touch(min(2 * memory, _free() - _SPARE))
     try:
         return measure(contender.command(run), environment | contender.environment, received=contender.received)
     finally:
         _remove(contender.remove)
 
 
-# Linux's page_reporting, where it has them: milliseconds that memory is free before the host gets it, and how many MiB
-# of it may wait for that. Not every kernel has them; these are values that one took.
-_PAGE_REPORTING = Path("/sys/module/page_reporting/parameters")
-_PATIENT = {"max_waiting_mib": 65_536, "min_free_ms": 100_000}
+# Which free blocks Linux's page_reporting gives back to the host of a virtual machine: those of 2^order pages and more.
+# No block is larger than 2^10, so 11 is none of them.
+_PAGE_REPORTING = Path("/sys/module/page_reporting/parameters/page_reporting_order")
+_NOTHING = "11"
+_SPARE = 1 << 30  # bytes of free memory that nobody touches
 
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Inside, most of a virtual machine's free memory stays with it for 100 s, if its kernel can be told so and we are
-    root: a pull over a slow link takes longer than touched memory stays otherwise."""
-    before = {name: path.read_text() for name in _PATIENT if os.access(path := _PAGE_REPORTING / name, os.W_OK)}
+    """Inside, a virtual machine's free memory stays with it, if its kernel can be told so and we are root."""
+    if not os.access(_PAGE_REPORTING, os.W_OK):
+        yield
+        return
+    before = _PAGE_REPORTING.read_text()
+    _PAGE_REPORTING.write_text(_NOTHING)
     try:
-        for name in before:
-            (_PAGE_REPORTING / name).write_text(str(_PATIENT[name]))
         yield
     finally:
-        for name, value in before.items():
-            (_PAGE_REPORTING / name).write_text(value)
+        _PAGE_REPORTING.write_text(before)
 
 
 def _touch(size: int) -> None:
@@ -96,6 +98,11 @@ def _touch(size: int) -> None:
     with TemporaryFile(buffering=0) as file:
         for _ in range(0, size, len(piece)):
             file.write(piece)
+
+
+def _free() -> int:
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return next(int(line[1]) * 1024 for line in lines if line[0] == "MemFree:")
 
 
 def _remove(paths: Sequence[Path]) -> None:

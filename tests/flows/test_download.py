@@ -33,7 +33,7 @@ def entry(path: str, data: bytes) -> FileEntry:
 
 MANIFEST = Manifest.of("merged", [entry(path, data) for path, data in DATA.items()])
 COUNT = sum(FILES.values())
-ONE_BY_ONE = Limits(memory=4 * BUFFER)  # one request after the other
+ONE_BY_ONE = Limits(memory=2 * BUFFER)  # one request after the other
 Behaviour = Callable[["Script", str, int, memoryview], memoryview]
 
 
@@ -304,7 +304,7 @@ def test_nothing_is_shared_while_most_requests_go_on(tmp_path: Path, monkeypatch
     monkeypatch.setattr("packtrain.flows.download.LATE", 1.0)
     step, clock, asked = threading.Barrier(2), FakeClock(), list[int]()
     source = Script(behaviour=in_step)
-    fetch(tmp_path, source, limits=Limits(memory=3 * 4 * BUFFER), clock=clock)
+    fetch(tmp_path, source, limits=Limits(memory=3 * 2 * BUFFER), clock=clock)
     assert asked[-1] == 3
     assert [path for path, _, _ in source.requests[3:]][:1] == ["a.safetensors"]
 

@@ -28,7 +28,7 @@ from packtrain.model.sourcing import Run, missing_runs
 from packtrain.model.version import how_to_mend
 from packtrain.ports import Clock, Reporter, Store
 
-BUFFER = 512 << 10  # bytes, one for each thread: ADR 0007 says why so many
+BUFFER = 1 << 20  # bytes, one for each thread: ADR 0007 says why so many
 THREADS = 32
 FILES = 8  # that a thread has open at once, at most: its own, a connection or a path's folders
 ATTEMPTS = 6  # in a row that bring nothing, before a source is left
@@ -159,7 +159,7 @@ class _Task:
     lock: Lock = field(default_factory=Lock)
     index: int = 0  # in the file, of the chunk that is on its way
     end: int = 0  # of the chunks that are still its own: others may take the last ones
-    received: int = 0  # bytes of the chunk that is on its way
+    received: int = 0  # bytes of the chunk that is on its way; the file may have some more
     moved: float = 0.0  # when the last byte came
     chunk_began: float = 0.0
     hedged: bool = False
@@ -174,6 +174,11 @@ class _Task:
         """What it has not brought."""
         done = self.run.after(self.index - self.run.begin)
         return Run(done.file, done.start, done.first, self.index, self.end) if self.index < self.end else None
+
+    @property
+    def left(self) -> int:
+        """Bytes that are to come."""
+        return sum(self.run.file.chunks.lengths[self.index : self.end]) - self.received
 
 
 class _Download:
@@ -201,7 +206,7 @@ class _Download:
         self._threads: list[Thread] = []
         self._failure: BaseException | None = None
         self._over = False
-        most = min(THREADS, limits.memory // (4 * BUFFER), _may_open() // FILES)
+        most = min(THREADS, limits.memory // (2 * BUFFER), _may_open() // FILES)
         self._pace = Pace(most=most, total=self._waiting_bytes)
         self._held = 0  # bytes of chunks that are fetched once more
         self._got = 0  # bytes in this window
@@ -351,17 +356,20 @@ class _Download:
         digest = blake3()
         with self._sink.open(file.path) as descriptor:
             for piece in self._read(task, run, buffer):
-                view = piece
+                with task.lock:
+                    if task.over:  # perhaps because somebody else brought the chunk
+                        return
+                    view = piece[: task.left]
+                    _write(descriptor, view, position, file)  # at once, whatever chunks it holds: pieces are aligned
+                position += len(view)
                 while view:
                     with task.lock:
-                        if task.over:  # perhaps because somebody else brought the chunk
+                        if task.over:
                             return
                         chunk = file.chunks[task.index]
                         part = view[: chunk.length - task.received]
-                        _write(descriptor, part, position, file)
                         task.received += len(part)
                     digest.update(part)
-                    position += len(part)
                     view = view[len(part) :]
                     self._reporter.advance(len(part))
                     if task.received == chunk.length:

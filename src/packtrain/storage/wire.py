@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 import weakref
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from threading import Lock
 from urllib.parse import SplitResult, unquote, urlsplit
 
 _ERROR_BYTES = 16 << 10  # of an error's body: enough for S3's XML
+_PIECE = 64 << 10  # bytes of a body's first piece
+_FAST, _SLOW = 0.1, 0.5  # seconds
 _IDLE = 64  # connections that are kept for the next request
 
 
@@ -60,6 +63,7 @@ class Wire:
     def read(self, link: Link, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes ``[start, start + length)`` of what a link names, as views of ``buffer``; ``length`` > 0.
 
+        They end at multiples of their size in the object: the page cache takes large aligned pieces at the least cost.
         Ends early where the object does. Raises Rejected, OSError (a connection that broke among them), HTTPException.
         """
         connection, response = self._request(link, f"bytes={start}-{start + length - 1}")
@@ -70,8 +74,14 @@ class Wire:
             if not response.getheader("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
                 raise HTTPException("the server answers with another range than it was asked for")
             announced, left = response.length, length
-            while left and (count := response.readinto(buffer[: min(left, len(buffer))])):
+            size = min(_PIECE, len(buffer))
+            while left:
+                asked = time.monotonic()
+                count = response.readinto(buffer[: min(left, size - (start + length - left) % size)])
+                if not count:
+                    break
                 left -= count
+                size = _next_size(size, time.monotonic() - asked, len(buffer))
                 yield buffer[:count]
             if left and announced == length:
                 raise ConnectionError("the connection was closed in the middle of the body")
@@ -176,6 +186,13 @@ class Wire:
                 self._idle.append(connection)
                 return
         connection.close()
+
+
+def _next_size(size: int, took: float, most: int) -> int:
+    """Of a piece, after one that took so many seconds: large ones cost less, small ones show what a slow wire brings."""
+    if took < _FAST:
+        return min(2 * size, most)
+    return max(size // 2, _PIECE) if took > _SLOW else size
 
 
 def _is_over(connection: HTTPConnection) -> bool:
