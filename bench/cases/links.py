@@ -28,7 +28,7 @@ NOTE = (
     'reading the ledger and the manifest, and one delay for each of these are in it; "while it fetches" is from the '
     "first hundredth of the model to its last byte."
 )
-RATES = {0.2: 1, 1: 2, 3: 2}  # gigabits a second; how much of the model is pulled
+RATES = {0.2: 0.5, 1: 2, 3: 2}  # gigabits a second; how much of the model is pulled
 DELAYS = (0.0, 0.02, 0.1)
 
 

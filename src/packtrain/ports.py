@@ -158,6 +158,11 @@ class Store(Protocol):
         """A whole small object (a manifest, an event, a record). Raises NotFound."""
         ...
 
+    def expect(self, key: str, reads: int) -> None:
+        """Soon so many calls of `read` come at once, for objects beside this one: a store that opens connections for
+        them may begin. Changes nothing else, raises nothing, and does not wait for them."""
+        ...
+
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes ``[start, start + length)`` of an object, in order, in pieces.
 

@@ -346,6 +346,16 @@ def test_ranges(store: Store) -> None:
         assert read(store, "k", start, length) == data[start : start + length], (start, length)
 
 
+def test_reads_that_were_expected_are_as_others(store: Store) -> None:
+    store.expect("none", 3)  # it does not have to be there
+    put(store, "k", pattern(MIB))
+    store.expect("k", 2)
+    with ThreadPoolExecutor(3) as pool:
+        for data in pool.map(lambda start: read(store, "k", start, 1000), (0, 1000, 2000)):
+            assert len(data) == 1000
+    assert read(store, "k", 0, MIB) == pattern(MIB)
+
+
 @pytest.mark.parametrize(("start", "length"), [(0, 11), (9, 2), (10, 1), (50, 5)])
 def test_a_range_past_the_end_is_not_silently_short(store: Store, start: int, length: int) -> None:
     put(store, "k", b"0123456789")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 
 import pytest
 
-from packtrain.storage.wire import Link, Wire
+from packtrain.storage.wire import Link, Wire, _next_size
 
 CLIENTS = 5
 
@@ -84,3 +86,44 @@ def test_connections_that_a_restart_closed_are_not_tried(server: Server) -> None
     assert len(server.connections) == CLIENTS + 1
     wire.write(server.link, [b"x"], 1)
     assert len(server.connections) == CLIENTS + 1, "and the new one is kept"
+
+
+def test_requests_take_the_connections_that_were_opened_for_them(server: Server) -> None:
+    wire = Wire(stall=10)
+    wire.open(server.link, CLIENTS)  # and nobody waits until they are open
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(lambda _: wire.write(server.link, [b"x"], 1), range(CLIENTS)))
+    assert len(server.connections) == CLIENTS
+
+
+def test_a_connection_that_could_not_be_opened_is_told_to_who_waits_for_it_and_to_nobody_else(server: Server) -> None:
+    wire, answer = Wire(stall=10), Event()
+
+    def refuse(connection: HTTPConnection) -> None:
+        answer.wait(30)
+        raise ConnectionRefusedError("not now")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HTTPConnection, "connect", refuse)
+        wire.open(server.link, 2)
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(wire.write, server.link, [b"x"], 1)
+            while len(wire._opening) == 2:
+                time.sleep(0.001)
+            answer.set()
+            with pytest.raises(ConnectionRefusedError, match="not now"):
+                waiting.result()
+    server.is_first = False
+    until = time.monotonic() + 30
+    while wire._opening:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    wire.write(server.link, [b"x"], 1)
+    assert len(server.connections) == 1
+
+
+def test_pieces_grow_while_they_come_fast_and_shrink_again() -> None:
+    sizes = [size := 64 << 10]
+    for took in (0.01, 0.01, 0.09, 0.3, 0.6, 0.6, 0.6, 0.6, 0.01):
+        sizes.append(size := _next_size(size, took, 256 << 10))
+    assert [size >> 10 for size in sizes] == [64, 128, 256, 256, 256, 128, 64, 64, 64, 128]

@@ -7,7 +7,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, MutableSet
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import compress, count
 from pathlib import Path
@@ -205,6 +204,8 @@ class Partial:
             if file.size < _LARGE:
                 self._give_size(file)
         large = [file for file in new if file.size >= _LARGE]
+        from concurrent.futures import ThreadPoolExecutor  # what is cached needs none of it
+
         try:
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="allocate") as pool:
                 for _ in pool.map(self._give_size, large):

@@ -9,6 +9,7 @@ from itertools import accumulate
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, Refused
+from packtrain.flows.buffers import page_aligned
 from packtrain.flows.fetch import read_manifest
 from packtrain.model import delta
 from packtrain.model.amount import size
@@ -96,7 +97,7 @@ def _read_chunk(store: Store, version: ModelVersion, file: FileEntry, start: int
             f"{file.path} of {version} has a chunk of {size(chunk.length)}, too large to be read for a comparison",
             hint="It was not published by Packtrain. Publish the model again with packtrain publish.",
         )
-    buffer = memoryview(bytearray(min(max(chunk.length, 64 << 10), _BUFFER)))
+    buffer = page_aligned(min(max(chunk.length, 64 << 10), _BUFFER))
     pieces = store.read(version.prefix + file.path, start, chunk.length, buffer)
     data = b"".join(bytes(piece) for piece in pieces)
     if blake3(data).hexdigest() != chunk.blake3:

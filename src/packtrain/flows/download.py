@@ -22,6 +22,7 @@ from typing import Protocol
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable, disk_error
+from packtrain.flows.buffers import page_aligned
 from packtrain.model.manifest import FileEntry, Manifest
 from packtrain.model.pacing import Limits, Pace
 from packtrain.model.sourcing import Run, missing_runs
@@ -180,6 +181,13 @@ class _Task:
         """Bytes that are to come."""
         return sum(self.run.file.chunks.lengths[self.index : self.end]) - self.received
 
+    def receive(self, count: int) -> int:
+        """How many of the bytes that came are of the chunk on its way; 0 if it is over."""
+        with self.lock:
+            count = 0 if self.over else min(count, self.run.file.chunks.lengths[self.index] - self.received)
+            self.received += count
+            return count
+
 
 class _Download:
     def __init__(
@@ -268,7 +276,7 @@ class _Download:
     # The threads
 
     def _work(self) -> None:
-        buffer = memoryview(bytearray(BUFFER))
+        buffer = page_aligned(BUFFER)
         try:
             while (task := self._next()) is not None:
                 try:
@@ -363,12 +371,10 @@ class _Download:
                     _write(descriptor, view, position, file)  # at once, whatever chunks it holds: pieces are aligned
                 position += len(view)
                 while view:
-                    with task.lock:
-                        if task.over:
-                            return
-                        chunk = file.chunks[task.index]
-                        part = view[: chunk.length - task.received]
-                        task.received += len(part)
+                    chunk = file.chunks[task.index]
+                    part = view[: task.receive(len(view))]
+                    if not part:
+                        return
                     digest.update(part)
                     view = view[len(part) :]
                     self._reporter.advance(len(part))

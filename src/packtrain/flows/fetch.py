@@ -18,6 +18,7 @@ from packtrain.flows.reuse import Borrowed, borrowing, copy_chunks, recheck
 from packtrain.model.amount import size
 from packtrain.model.digest import Digest
 from packtrain.model.manifest import FILE_NAME, Manifest, refuse_unsafe
+from packtrain.model.pacing import START
 from packtrain.model.reference import Reference
 from packtrain.model.sourcing import AtHand, Plan, Share
 from packtrain.model.version import ModelVersion, how_to_mend
@@ -92,6 +93,7 @@ def read_manifest(store: Store, version: ModelVersion) -> Manifest:
 def fetch(node: Node, version: ModelVersion) -> Snapshot:
     """Makes the version a snapshot. Only under its pin and the lock of its download."""
     cache, digest = node.cache, version.digest
+    node.store.expect(version.prefix + FILE_NAME, START)
     manifest = read_manifest(node.store, version)
     name_of = namer(node.registry, version)
     with ExitStack() as pins:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from packtrain.errors import NotFound, Refused, disk_error
+from packtrain.flows.buffers import page_aligned
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.manifest import refuse_unsafe
 from packtrain.model.reference import Reference
@@ -75,7 +76,7 @@ def pull_unverified(source: Store, reference: Reference, target: Path, reporter:
 
 
 def _fetch(source: Store, info: ObjectInfo, into: Path, reporter: Reporter, halt: Halt) -> None:
-    path, buffer = into / info.key, memoryview(bytearray(_PIECE))
+    path, buffer = into / info.key, page_aligned(_PIECE)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for piece in source.read(info.key, 0, info.size, buffer) if info.size else ():
@@ -122,6 +123,9 @@ class _Proxied(_ReadOnly):
             raise NotFound(f"there is no {self.locate(key)}")
         return b"".join(self._mlflow.read_artifact(f"{self._path}/{key}", 0, info.size))
 
+    def expect(self, key: str, reads: int) -> None:
+        pass
+
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         for piece in self._mlflow.read_artifact(f"{self._path}/{key}", start, length) if length else ():
             for offset in range(0, len(piece), len(buffer)):
@@ -162,6 +166,10 @@ class _Flat(_ReadOnly):
 
     def get(self, key: str) -> bytes:
         return self._inner.get(self._at(key))
+
+    def expect(self, key: str, reads: int) -> None:
+        if key in self._keys:
+            self._inner.expect(self._keys[key], reads)
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         return self._inner.read(self._at(key), start, length, buffer)

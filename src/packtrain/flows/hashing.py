@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from packtrain.flows.buffers import page_aligned
 from packtrain.flows.sources import NewFile
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.crc32 import combined
@@ -183,5 +184,5 @@ def _buffer(size: int) -> memoryview:
     """This thread's own, made once."""
     buffers: dict[int, memoryview] = _local.__dict__.setdefault("buffers", {})
     if size not in buffers:
-        buffers[size] = memoryview(bytearray(size))
+        buffers[size] = page_aligned(size)
     return buffers[size]

@@ -10,6 +10,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, NotFound, disk_error
+from packtrain.flows.buffers import page_aligned
 from packtrain.flows.download import BUFFER, Nowhere, StoreSource, damaged, download
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.manifest import FileEntry, Manifest
@@ -127,5 +128,5 @@ def _require(condition: bool, file: FileEntry, where: str, remedy: str) -> None:
 def _buffer() -> memoryview:
     """This thread's own, made once."""
     if not hasattr(_local, "buffer"):
-        _local.buffer = memoryview(bytearray(BUFFER))
+        _local.buffer = page_aligned(BUFFER)
     return _local.buffer  # type: ignore[no-any-return]

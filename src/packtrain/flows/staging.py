@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from packtrain.errors import NotFound, PacktrainError, Refused, disk_error
+from packtrain.flows.buffers import page_aligned
 from packtrain.flows.sources import StoredDirectory
 from packtrain.flows.workers import Halt, run_all
 from packtrain.model.manifest import PICKLE_SUFFIXES
@@ -98,7 +99,7 @@ def _stage(path: Path, info: ObjectInfo, origin: StoredDirectory, halt: Halt) ->
 
 def _needed(info: ObjectInfo, origin: StoredDirectory) -> Iterator[memoryview]:
     """The first bytes of an object, as many as training's code looks at."""
-    source, buffer = origin.source(info.key), memoryview(bytearray(_PIECE))
+    source, buffer = origin.source(info.key), page_aligned(_PIECE)
     length = info.size if info.size <= MAX_DOCUMENT else 0
     if info.key.endswith(".safetensors"):
         first8 = b"".join(bytes(piece) for piece in source.read(0, min(8, info.size), buffer))

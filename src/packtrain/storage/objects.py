@@ -159,6 +159,11 @@ class ObjectStore:
     def get(self, key: str) -> bytes:
         return self._ask(key, lambda: bytes(obstore.get(self._reader, key).bytes()))
 
+    def expect(self, key: str, reads: int) -> None:
+        with suppress(PacktrainError):  # whoever reads is told
+            if (link := self._link(key)) is not None:
+                self._wire.open(link, reads)
+
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         if length == 0:
             if self.head(key) is None:
@@ -197,8 +202,11 @@ class ObjectStore:
     def _pieces(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """Linked anew for each request, so nothing that expires is ever used when old. What the wire cannot read, such
         as a public bucket without credentials, goes the slower way."""
-        link = self._ask(key, lambda: self._provider.link(self._reader, key, self._path(self.locate(key))))
+        link = self._link(key)
         return self._stream(key, start, length) if link is None else self._wire.read(link, start, length, buffer)
+
+    def _link(self, key: str) -> Link | None:
+        return self._ask(key, lambda: self._provider.link(self._reader, key, self._path(self.locate(key))))
 
     def _stream(self, key: str, start: int, length: int) -> Iterator[memoryview]:
         answer = obstore.get(self._reader, key, options={"range": (start, start + length)})

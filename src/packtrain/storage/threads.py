@@ -24,7 +24,7 @@ def interruptible(call: Callable[[], T]) -> T:
     """What ``call`` returns or raises; but Ctrl-C is heard at once, and leaves it behind."""
     if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
         return call()
-    return _start(call).result()
+    return start(call).result()
 
 
 def hand_over(pieces: Iterable[bytes], send: Callable[[Iterator[bytes]], object]) -> None:
@@ -52,7 +52,7 @@ def hand_over(pieces: Iterable[bytes], send: Callable[[Iterator[bytes]], object]
                 while True:
                     line.get_nowait()
 
-    sending = _start(run)
+    sending = start(run)
     try:
         for piece in pieces:
             if over.is_set():
@@ -67,7 +67,7 @@ def hand_over(pieces: Iterable[bytes], send: Callable[[Iterator[bytes]], object]
     sending.result()
 
 
-def _start(call: Callable[[], T]) -> Future[T]:
+def start(call: Callable[[], T]) -> Future[T]:
     """Runs ``call`` in a thread that nobody waits for when the program ends."""
     future: Future[T] = Future()
 

@@ -13,13 +13,17 @@ import time
 import weakref
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from select import POLLIN, poll
 from threading import Lock
 from urllib.parse import SplitResult, unquote, urlsplit
+
+from packtrain.storage.threads import start
 
 _ERROR_BYTES = 16 << 10  # of an error's body: enough for S3's XML
 _PIECE = 64 << 10  # bytes of a body's first piece
@@ -55,10 +59,32 @@ class Wire:
     def __init__(self, *, stall: float, authorities: Path | None = None) -> None:
         self._stall = stall
         self._authorities = authorities
-        self._trust: ssl.SSLContext | None = None
+        self._context: ssl.SSLContext | None = None
         self._idle: list[HTTPConnection] = []
+        self._opening: list[Future[None]] = []
         self._lock = Lock()
         weakref.finalize(self, _close, self._idle)
+
+    def open(self, link: Link, count: int) -> None:
+        """Begins to open so many connections to where a link leads, beside what the caller does next. Requests that
+        come meanwhile wait for them, and raise what was in the way."""
+        url = urlsplit(link.url)
+        for _ in range(count):
+            connection = self._connection(url)
+            with suppress(RuntimeError):  # there may be no more threads
+                opening = start(partial(self._open, connection))
+                with self._lock:
+                    self._opening.append(opening)
+                opening.add_done_callback(self._opened)
+
+    def _open(self, connection: HTTPConnection) -> None:
+        connection.connect()
+        self._keep(connection)
+
+    def _opened(self, opening: Future[None]) -> None:
+        """Or not: then only whoever waits for it is told."""
+        with self._lock, suppress(ValueError):  # somebody waits for it
+            self._opening.remove(opening)
 
     def read(self, link: Link, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes ``[start, start + length)`` of what a link names, as views of ``buffer``; ``length`` > 0.
@@ -158,27 +184,36 @@ class Wire:
     def _connection(self, url: SplitResult) -> HTTPConnection:
         proxy = _proxy(url)
         if url.scheme == "https":
-            if self._trust is None:
-                self._trust = ssl.create_default_context()
-                if self._authorities:
-                    self._trust.load_verify_locations(self._authorities)
             host = proxy or url
-            secure = HTTPSConnection(host.hostname or "", host.port, timeout=self._stall, context=self._trust)
+            secure = HTTPSConnection(host.hostname or "", host.port, timeout=self._stall, context=self._trust())
             if proxy:
                 secure.set_tunnel(url.hostname or "", url.port, _authorization(proxy))
             return secure
         host = proxy or url
         return HTTPConnection(host.hostname or "", host.port, timeout=self._stall)
 
-    def _kept(self) -> HTTPConnection | None:
-        """One that the server has not closed since."""
+    def _trust(self) -> ssl.SSLContext:
         with self._lock:
-            while self._idle:
-                connection = self._idle.pop()
-                if not _is_over(connection):
-                    return connection
-                connection.close()
-        return None
+            if self._context is None:
+                context = ssl.create_default_context()
+                if self._authorities:
+                    context.load_verify_locations(self._authorities)
+                self._context = context
+            return self._context
+
+    def _kept(self) -> HTTPConnection | None:
+        """One that the server has not closed since, perhaps after waiting until it is open."""
+        while True:
+            with self._lock:
+                while self._idle:
+                    connection = self._idle.pop()
+                    if not _is_over(connection):
+                        return connection
+                    connection.close()
+                if not self._opening:
+                    return None
+                opening = self._opening.pop()
+            opening.result()
 
     def _keep(self, connection: HTTPConnection) -> None:
         with self._lock:
@@ -189,7 +224,7 @@ class Wire:
 
 
 def _next_size(size: int, took: float, most: int) -> int:
-    """Of a piece, after one that took so many seconds: large ones cost less, small ones show what a slow wire brings."""
+    """Of a piece, after one that took so many seconds: large ones cost less, small ones tell more of a slow wire."""
     if took < _FAST:
         return min(2 * size, most)
     return max(size // 2, _PIECE) if took > _SLOW else size

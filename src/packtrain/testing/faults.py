@@ -85,6 +85,9 @@ class FaultyStore:
         self.after(fault)
         return bytes(_wrong(data, fault))
 
+    def expect(self, key: str, reads: int) -> None:
+        self._inner.expect(key, reads)
+
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         self.after(self.before())
         for piece in self._inner.read(key, start, length, buffer):

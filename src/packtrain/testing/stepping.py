@@ -51,6 +51,9 @@ class SteppedStore:
     def get(self, key: str) -> bytes:
         return self._call(lambda: self._inner.get(key), key)
 
+    def expect(self, key: str, reads: int) -> None:
+        pass
+
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         pieces = self._call(lambda: [bytes(p) for p in self._inner.read(key, start, length, buffer)], key)
         yield from (memoryview(piece) for piece in pieces)
