@@ -158,7 +158,7 @@ class Store(Protocol):
         """A whole small object (a manifest, an event, a record). Raises NotFound."""
         ...
 
-    def expect(self, key: str, reads: int) -> None:
+    def prepare(self, key: str, reads: int) -> None:
         """Soon so many calls of `read` come at once, for objects beside this one: a store that opens connections for
         them may begin. Changes nothing else, raises nothing, and does not wait for them."""
         ...

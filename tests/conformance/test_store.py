@@ -346,10 +346,10 @@ def test_ranges(store: Store) -> None:
         assert read(store, "k", start, length) == data[start : start + length], (start, length)
 
 
-def test_reads_that_were_expected_are_as_others(store: Store) -> None:
-    store.expect("none", 3)  # it does not have to be there
+def test_reads_that_were_prepared_are_as_others(store: Store) -> None:
+    store.prepare("none", 3)  # it does not have to be there
     put(store, "k", pattern(MIB))
-    store.expect("k", 2)
+    store.prepare("k", 2)
     with ThreadPoolExecutor(3) as pool:
         for data in pool.map(lambda start: read(store, "k", start, 1000), (0, 1000, 2000)):
             assert len(data) == 1000

@@ -53,10 +53,10 @@ def test_a_store_hears_of_a_pulls_reads_before_it_gives_the_manifest(
     published = house.publish(models.first)
     manifest = f"models/llama/{published.digest.hex}/{FILE_NAME}"
     get, told = store.get, list[str]()
-    monkeypatch.setattr(store, "expect", lambda key, reads: told.append(f"expect {reads > 1} {key}"))
+    monkeypatch.setattr(store, "prepare", lambda key, reads: told.append(f"prepare {reads > 1} {key}"))
     monkeypatch.setattr(store, "get", lambda key: (told.append(f"get {key}"), get(key))[1])
     house.pull("llama")
-    assert [each for each in told if each.endswith(manifest)] == [f"expect True {manifest}", f"get {manifest}"]
+    assert [each for each in told if each.endswith(manifest)] == [f"prepare True {manifest}", f"get {manifest}"]
 
 
 def test_a_snapshot_is_read_only_and_open_to_other_users(house: House, models: Models) -> None:

@@ -93,7 +93,7 @@ def read_manifest(store: Store, version: ModelVersion) -> Manifest:
 def fetch(node: Node, version: ModelVersion) -> Snapshot:
     """Makes the version a snapshot. Only under its pin and the lock of its download."""
     cache, digest = node.cache, version.digest
-    node.store.expect(version.prefix + FILE_NAME, START)
+    node.store.prepare(version.prefix + FILE_NAME, START)
     manifest = read_manifest(node.store, version)
     name_of = namer(node.registry, version)
     with ExitStack() as pins:

@@ -123,7 +123,7 @@ class _Proxied(_ReadOnly):
             raise NotFound(f"there is no {self.locate(key)}")
         return b"".join(self._mlflow.read_artifact(f"{self._path}/{key}", 0, info.size))
 
-    def expect(self, key: str, reads: int) -> None:
+    def prepare(self, key: str, reads: int) -> None:
         pass
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
@@ -167,9 +167,9 @@ class _Flat(_ReadOnly):
     def get(self, key: str) -> bytes:
         return self._inner.get(self._at(key))
 
-    def expect(self, key: str, reads: int) -> None:
+    def prepare(self, key: str, reads: int) -> None:
         if key in self._keys:
-            self._inner.expect(self._keys[key], reads)
+            self._inner.prepare(self._keys[key], reads)
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         return self._inner.read(self._at(key), start, length, buffer)

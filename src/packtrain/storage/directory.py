@@ -100,7 +100,7 @@ class DirectoryStore:
         with self._errors(key), self._object(key) as file, open(file, "rb", closefd=False) as stream:
             return stream.read()
 
-    def expect(self, key: str, reads: int) -> None:
+    def prepare(self, key: str, reads: int) -> None:
         pass
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:

@@ -159,7 +159,7 @@ class ObjectStore:
     def get(self, key: str) -> bytes:
         return self._ask(key, lambda: bytes(obstore.get(self._reader, key).bytes()))
 
-    def expect(self, key: str, reads: int) -> None:
+    def prepare(self, key: str, reads: int) -> None:
         with suppress(PacktrainError):  # whoever reads is told
             if (link := self._link(key)) is not None:
                 self._wire.open(link, reads)

@@ -85,8 +85,8 @@ class FaultyStore:
         self.after(fault)
         return bytes(_wrong(data, fault))
 
-    def expect(self, key: str, reads: int) -> None:
-        self._inner.expect(key, reads)
+    def prepare(self, key: str, reads: int) -> None:
+        self._inner.prepare(key, reads)
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
         self.after(self.before())

@@ -44,7 +44,7 @@ class MemoryStore:
         except KeyError:
             raise NotFound(f"there is no {self.locate(key)}") from None
 
-    def expect(self, key: str, reads: int) -> None:
+    def prepare(self, key: str, reads: int) -> None:
         pass
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:

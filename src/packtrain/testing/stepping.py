@@ -51,7 +51,7 @@ class SteppedStore:
     def get(self, key: str) -> bytes:
         return self._call(lambda: self._inner.get(key), key)
 
-    def expect(self, key: str, reads: int) -> None:
+    def prepare(self, key: str, reads: int) -> None:
         pass
 
     def read(self, key: str, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:

@@ -12,7 +12,6 @@ from packtrain.cli.commands.asking import api_key
 from packtrain.cli.helptext import PROMOTE, SERVE, command
 from packtrain.cli.session import PULL, Session, takes
 from packtrain.errors import IntegrityError, Refused
-from packtrain.model.golden import in_short
 
 if TYPE_CHECKING:
     from packtrain.flows.attest import Attested
@@ -66,6 +65,8 @@ def attest(session: Session, url: str, api_key: str) -> int:
 
     Whether it answers as that version does. Ends with exit code 6 if not, 4 if the version has no golden outputs.
     """
+    from packtrain.model.golden import in_short
+
     attested = session.client.attest(url, key=api_key)
     session.print(attested, text=_attested, document=_attested_document)
     if attested.holds:
