@@ -37,6 +37,7 @@ from bench.results import Outcome
 CASES: dict[str, Callable[[Bench], Outcome]] = {
     "cold-pull": cold_pull.run,
     "links": links.run,
+    "slow-link": links.run_slow,
     "directory": directory.run,
     "second-version": second_version.run,
     "cached": cached.run,

@@ -14,8 +14,8 @@ import pytest
 from blake3 import blake3
 
 from packtrain.errors import IntegrityError, LocalDiskError, NotFound, Refused, Unavailable, disk_error
-from packtrain.flows.download import ATTEMPTS, BUFFER, Source, download
-from packtrain.model.manifest import Chunks, FileEntry, Manifest
+from packtrain.flows.download import ATTEMPTS, BUFFER, Source, _Task, download
+from packtrain.model.manifest import Chunk, Chunks, FileEntry, Manifest
 from packtrain.model.pacing import Limits
 from packtrain.ports import Clock
 from packtrain.testing.clock import FakeClock
@@ -403,6 +403,33 @@ def test_what_was_late_goes_on_after_it_was_fetched_once_more(tmp_path: Path, mo
     hung: list[str] = []
     monkeypatch.setattr(Folder, "finish", finish)
     fetch(tmp_path, Script(behaviour=hangs))
+
+
+def test_another_may_be_first_with_a_chunk_between_its_writing_and_its_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was the last chunk of its file, so there is none after it to look at."""
+    monkeypatch.setattr("packtrain.flows.download.LATE", 0.1)
+    last, name = FILES["a.safetensors"] - 1, "a.safetensors"
+    there, held, receive = threading.Event(), list[str](), _Task.receive
+
+    def finish(self: Folder, index: int) -> None:
+        self.finished.append(index)
+        if index == last:
+            there.set()
+
+    def receive_later(task: _Task, data: memoryview) -> tuple[Chunk, memoryview] | None:
+        if not held and (task.run.file.path, task.index) == (name, last):
+            held.append(name)
+            assert there.wait(60)
+            while not task.over:
+                time.sleep(0.001)
+        return receive(task, data)
+
+    monkeypatch.setattr(Folder, "finish", finish)
+    monkeypatch.setattr(_Task, "receive", receive_later)
+    fetch(tmp_path, Script())
+    assert held == [name]
 
 
 def test_pauses_grow_and_no_two_are_alike(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from blake3 import blake3
 
 from packtrain.errors import IntegrityError, NotFound, PacktrainError, Refused, Unavailable, disk_error
 from packtrain.flows.buffers import page_aligned
-from packtrain.model.manifest import FileEntry, Manifest
+from packtrain.model.manifest import Chunk, FileEntry, Manifest
 from packtrain.model.pacing import Limits, Pace
 from packtrain.model.sourcing import Run, missing_runs
 from packtrain.model.version import how_to_mend
@@ -181,12 +181,15 @@ class _Task:
         """Bytes that are to come."""
         return sum(self.run.file.chunks.lengths[self.index : self.end]) - self.received
 
-    def receive(self, count: int) -> int:
-        """How many of the bytes that came are of the chunk on its way; 0 if it is over."""
+    def receive(self, data: memoryview) -> tuple[Chunk, memoryview] | None:
+        """The chunk that is on its way, and what is of it of the bytes that came. None if it is over."""
         with self.lock:
-            count = 0 if self.over else min(count, self.run.file.chunks.lengths[self.index] - self.received)
-            self.received += count
-            return count
+            if self.over:
+                return None
+            chunk = self.run.file.chunks[self.index]
+            part = data[: chunk.length - self.received]
+            self.received += len(part)
+            return chunk, part
 
 
 class _Download:
@@ -371,10 +374,9 @@ class _Download:
                     _write(descriptor, view, position, file)  # at once, whatever chunks it holds: pieces are aligned
                 position += len(view)
                 while view:
-                    chunk = file.chunks[task.index]
-                    part = view[: task.receive(len(view))]
-                    if not part:
+                    if (received := task.receive(view)) is None:
                         return
+                    chunk, part = received
                     digest.update(part)
                     view = view[len(part) :]
                     self._reporter.advance(len(part))
