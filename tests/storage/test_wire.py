@@ -56,6 +56,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def do_GET(self) -> None:
+        self.send_response(206)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -86,6 +92,24 @@ def test_connections_that_a_restart_closed_are_not_tried(server: Server) -> None
     assert len(server.connections) == CLIENTS + 1
     wire.write(server.link, [b"x"], 1)
     assert len(server.connections) == CLIENTS + 1, "and the new one is kept"
+
+
+def test_who_has_all_bytes_gives_the_connection_back_without_asking_for_more(server: Server) -> None:
+    wire, buffer = Wire(stall=10), memoryview(bytearray(64 << 10))
+    for _ in range(3):
+        pieces = wire.read(server.link, 0, 5, buffer)
+        assert bytes(next(pieces)) == b"hello"
+        del pieces
+    assert len(server.connections) == 1
+
+
+def test_who_leaves_a_body_in_the_middle_closes_the_connection(server: Server) -> None:
+    wire, buffer = Wire(stall=10), memoryview(bytearray(3))
+    for _ in range(3):
+        pieces = wire.read(server.link, 0, 5, buffer)
+        assert bytes(next(pieces)) == b"hel"
+        del pieces
+    assert len(server.connections) == 3
 
 
 def test_requests_take_the_connections_that_were_opened_for_them(server: Server) -> None:

@@ -108,10 +108,11 @@ class Wire:
                     break
                 left -= count
                 size = _next_size(size, time.monotonic() - asked, len(buffer))
+                # Before the last piece is given: nobody asks for another. The server may send less, never more, unread.
+                whole = response.isclosed() and not response.will_close
                 yield buffer[:count]
             if left and announced == length:
                 raise ConnectionError("the connection was closed in the middle of the body")
-            whole = response.isclosed() and not response.will_close  # the server may send less, never more, unread
         finally:
             if whole:
                 self._keep(connection)
