@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 from packtrain.errors import AlreadyExists, NotFound, PacktrainError, Refused, Unavailable
 from packtrain.storage.objects import PART, ObjectStore
 from packtrain.storage.s3 import open_s3
+from packtrain.storage.wire import Wire
 from packtrain.testing.faults import Fault
 from packtrain.testing.proxy import relay
 from packtrain.testing.servers import S3Server
@@ -47,6 +49,16 @@ def scripted(
 
 def read(store: ObjectStore, key: str, length: int) -> bytes:
     return b"".join(bytes(piece) for piece in store.read(key, 0, length, memoryview(bytearray(65536))))
+
+
+def test_what_is_in_the_way_of_connections_is_told_to_who_reads_and_not_before(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distrusts(*_: object) -> None:
+        raise ssl.SSLError("no certificate in the file of authorities")
+
+    monkeypatch.setattr(Wire, "open", distrusts)
+    store.prepare("k", 8)
 
 
 ASKING: dict[str, Callable[[ObjectStore], object]] = {

@@ -94,22 +94,22 @@ def test_connections_that_a_restart_closed_are_not_tried(server: Server) -> None
     assert len(server.connections) == CLIENTS + 1, "and the new one is kept"
 
 
-def test_who_has_all_bytes_gives_the_connection_back_without_asking_for_more(server: Server) -> None:
-    wire, buffer = Wire(stall=10), memoryview(bytearray(64 << 10))
+@pytest.mark.parametrize(
+    ("room", "piece", "connections"),
+    [
+        pytest.param(64 << 10, b"hello", 1, id="all of it: given back, though nobody asks for more"),
+        pytest.param(3, b"hel", 3, id="left in the middle: closed"),
+    ],
+)
+def test_what_becomes_of_a_connection_whose_reader_goes(
+    server: Server, room: int, piece: bytes, connections: int
+) -> None:
+    wire, buffer = Wire(stall=10), memoryview(bytearray(room))
     for _ in range(3):
         pieces = wire.read(server.link, 0, 5, buffer)
-        assert bytes(next(pieces)) == b"hello"
+        assert bytes(next(pieces)) == piece
         del pieces
-    assert len(server.connections) == 1
-
-
-def test_who_leaves_a_body_in_the_middle_closes_the_connection(server: Server) -> None:
-    wire, buffer = Wire(stall=10), memoryview(bytearray(3))
-    for _ in range(3):
-        pieces = wire.read(server.link, 0, 5, buffer)
-        assert bytes(next(pieces)) == b"hel"
-        del pieces
-    assert len(server.connections) == 3
+    assert len(server.connections) == connections
 
 
 def test_requests_take_the_connections_that_were_opened_for_them(server: Server) -> None:

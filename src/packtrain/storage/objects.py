@@ -160,7 +160,7 @@ class ObjectStore:
         return self._ask(key, lambda: bytes(obstore.get(self._reader, key).bytes()))
 
     def prepare(self, key: str, reads: int) -> None:
-        with suppress(PacktrainError):  # whoever reads is told
+        with suppress(PacktrainError), self._errors(key):  # whoever reads is told
             if (link := self._link(key)) is not None:
                 self._wire.open(link, reads)
 
