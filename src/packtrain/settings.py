@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -220,6 +219,8 @@ def _count(text: str, said_by: str) -> int:
 
 
 def _from_file(path: Path) -> dict[str, str]:
+    import tomllib  # many machines have variables alone
+
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

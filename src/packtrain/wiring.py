@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from packtrain.cache import Cache
 from packtrain.errors import Refused
-from packtrain.flows.links import LinkingRegistry
 from packtrain.model.digest import Digest
 from packtrain.ports import Clock, Registry, Reporter, Store
 from packtrain.registry.ledger import LedgerRegistry
@@ -67,6 +66,10 @@ def _registry(
 ) -> tuple[Registry, Mlflow | None]:
     """The registry that was chosen, and the MLflow server that shows it, if one does."""
     if settings.registry == "store":
+        if store.directory is None:
+            return ledger, None
+        from packtrain.flows.links import LinkingRegistry
+
         return LinkingRegistry(ledger, store, reporter), None
     from packtrain.flows.mirroring import MirroringRegistry
     from packtrain.flows.runs import describing

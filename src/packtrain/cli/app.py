@@ -1,6 +1,6 @@
 """`packtrain`: its commands, in the order of the job.
 
-Only click is imported at start: everything else is imported by what needs it, so that help is quick.
+Only click is imported at start, then the module of the command that was given, and by it what it needs.
 """
 
 from __future__ import annotations
@@ -12,30 +12,51 @@ import click
 
 from packtrain._version import __version__
 from packtrain.cli import completing
-from packtrain.cli.commands import (
-    asking,
-    caching,
-    checking,
-    collecting,
-    comparing,
-    diffing,
-    gating,
-    looking,
-    promoting,
-    publishing,
-    serving,
-    setting_up,
-    tracing,
-    watching,
-)
-from packtrain.cli.helptext import Group
+from packtrain.cli.helptext import Group, Lazy
 from packtrain.cli.session import FLAGS, Session, takes
 from packtrain.errors import UsageError
+
+COMMANDS = {
+    "init": "setting_up",
+    "doctor": "setting_up",
+    "up": "setting_up",
+    "webhook": "setting_up",
+    "completion": "setting_up",
+    "check": "checking",
+    "publish": "publishing",
+    "export": "publishing",
+    "adopt": "publishing",
+    "register": "publishing",
+    "watch": "watching",
+    "gate": "gating",
+    "promote": "promoting",
+    "rollback": "promoting",
+    "hold": "promoting",
+    "archive": "promoting",
+    "policy": "promoting",
+    "pull": "serving",
+    "serve": "serving",
+    "run": "serving",
+    "status": "asking",
+    "what": "asking",
+    "attest": "gating",
+    "url": "serving",
+    "cache": "caching",
+    "models": "looking",
+    "show": "looking",
+    "lineage": "tracing",
+    "compare": "comparing",
+    "diff": "diffing",
+    "history": "looking",
+    "verify": "checking",
+    "gc": "collecting",
+}
 
 
 @click.group(
     "packtrain",
     cls=Group,
+    commands=Lazy({name: f"packtrain.cli.commands.{module}" for name, module in COMMANDS.items()}),
     example="The straight line",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\
@@ -48,44 +69,6 @@ packtrain rollback llama-finetuned""",
 @takes(*FLAGS)
 def packtrain(_session: Session) -> None:
     """Carries fine-tuned models from LLaMA-Factory to vLLM: the right version, whole, verified, with a way back."""
-
-
-for command in (
-    setting_up.init,
-    setting_up.doctor,
-    setting_up.up,
-    setting_up.webhook,
-    setting_up.completion,
-    checking.check,
-    publishing.publish,
-    publishing.export,
-    publishing.adopt,
-    publishing.register,
-    watching.watch,
-    gating.gate,
-    promoting.promote,
-    promoting.rollback,
-    promoting.hold,
-    promoting.archive,
-    promoting.policy,
-    serving.pull,
-    serving.serve,
-    serving.run,
-    asking.status,
-    asking.what,
-    gating.attest,
-    serving.url,
-    caching.cache,
-    looking.models,
-    looking.show,
-    tracing.lineage,
-    comparing.compare,
-    diffing.diff,
-    looking.history,
-    checking.verify,
-    collecting.gc,
-):
-    packtrain.add_command(command)
 
 
 def run_command(arguments: Sequence[str]) -> int:

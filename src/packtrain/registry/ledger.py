@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from random import Random
-from typing import TypeVar
 
 from packtrain.errors import AlreadyExists, Conflict, IntegrityError, NotFound, Unavailable
 from packtrain.model.ledger import Decide, Event, Log, event_key, timestamp
 from packtrain.ports import Clock, Store
 from packtrain.registry.memory import SeenLedgers
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 _READERS = 16
+_EARLY = 4  # events that are asked for before it is known how many there are: a version's own, its gate, its promotion
 _ATTEMPTS = 200  # of one append, each lost to another writer: beyond that something is wrong
 
 
@@ -41,8 +38,11 @@ class LedgerRegistry:
         self._jitter = Random()
 
     def names(self) -> list[str]:
+        from concurrent.futures import ThreadPoolExecutor  # a node that knows its ledgers reads no two at once
+
         names = sorted({*self._store.children("ledger/"), *self._seen.names()})  # a ledger that is gone is missed
-        logs = _together(self.read, names)
+        with ThreadPoolExecutor(_READERS) as pool:
+            logs = list(pool.map(self.read, names))
         return [name for name, log in zip(names, logs, strict=True) if log.state.versions]
 
     def known(self) -> list[str]:
@@ -119,20 +119,28 @@ class LedgerRegistry:
 
     def _extend(self, log: Log) -> None:
         """Reads the events after the log's head: one GET for each, and one that finds nothing."""
-        while True:
-            try:
-                data = self._store.get(event_key(log.name, len(log.events) + 1))
-            except NotFound:
-                return
+        while (data := self._peek(log.name, len(log.events) + 1)) is not None:
             log.extend(data)
 
     def _fetch(self, log: Log) -> None:
-        """Reads every event into an empty log: one listing, which tells how many there are, then parallel GETs."""
+        """Reads every event into an empty log: one listing, which tells how many there are, and beside it the first
+        few, so that a new model's ledger takes one round trip; then what they left, all at once."""
+        from concurrent.futures import ThreadPoolExecutor
+
         prefix = f"ledger/{log.name}/"
-        keys = {info.key for info in self._store.list(prefix)}
-        count = max((n for key in keys if (n := _sequence(key.removeprefix(prefix)))), default=0)
-        for data in _together(lambda n: self._event(log.name, n, count), range(1, count + 1)):
-            log.extend(data)
+        with ThreadPoolExecutor(_READERS) as pool:
+            early = pool.map(lambda n: self._peek(log.name, n), range(1, _EARLY + 1))
+            keys = {info.key for info in self._store.list(prefix)}
+            count = max((n for key in keys if (n := _sequence(key.removeprefix(prefix)))), default=0)
+            found = {n: data for n, data in enumerate(early, 1) if data is not None}
+            for data in pool.map(lambda n: found.get(n) or self._event(log.name, n, count), range(1, count + 1)):
+                log.extend(data)
+
+    def _peek(self, name: str, sequence: int) -> bytes | None:
+        try:
+            return self._store.get(event_key(name, sequence))
+        except NotFound:
+            return None
 
     def _event(self, name: str, sequence: int, count: int) -> bytes:
         try:
@@ -183,11 +191,3 @@ def _sequence(file_name: str) -> int:
     """The number of an event's file; 0 for a file that is none."""
     digits, _, suffix = file_name.partition(".")
     return int(digits) if len(digits) == 10 and digits.isascii() and digits.isdecimal() and suffix == "json" else 0
-
-
-def _together(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Of each, in their order, at the same time."""
-    from concurrent.futures import ThreadPoolExecutor  # a node that knows its ledgers reads no two at once
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(read, items)
