@@ -16,8 +16,11 @@ TITLE = "Cold pull from S3"
 NOTE = (
     "Four shards, 4 GB in all, from SeaweedFS on loopback, which has them in its page cache, to an empty directory on "
     "the same disk. "
-    'Only Packtrain verifies; "+ BLAKE3" is the tool followed by one program that hashes its files from memory.'
+    'Only Packtrain verifies; "+ BLAKE3" is the tool followed by one program that hashes its files from memory. A run '
+    "of all of them takes a minute, in which a shared machine's mood changes more than the fast ones differ. So the "
+    "fastest of them is raced again, side by side and more often, and the figures are of that."
 )
+FINAL = 2  # times as many runs
 
 
 def run(bench: Bench) -> Outcome:
@@ -43,12 +46,12 @@ def run(bench: Bench) -> Outcome:
                     race(contenders, bench.runs, environment, memory=size)
             else:
                 race(contenders, bench.runs, environment, memory=size)
-            first = _hashed(bench, theirs, Table.of("", 0, contenders).rows)
-            race(first, bench.runs, environment, memory=size)
             table = Table.of(f"pull from {how}", size, contenders)
-            after = Table.of(f"pull from {how}, verified", size, first)
-            outcome.tables += [table, after]
-            outcome.figures += _figures(table, after, how)
+            finalists = _finalists(bench, theirs, table.rows)
+            race(finalists, FINAL * bench.runs, environment, memory=size)
+            final = Table.of(f"pull from {how}, with the fastest again", size, finalists)
+            outcome.tables += [table, final]
+            outcome.figures += _figures(final, how)
     return outcome
 
 
@@ -82,24 +85,25 @@ def _hub(bench: Bench, theirs: Tools, address: str) -> Contender:
     return Contender("huggingface_hub", lambda _: command, remove=[out], environment={"HF_ENDPOINT": address})
 
 
-def _hashed(bench: Bench, theirs: Tools, rows: list[Row]) -> list[Contender]:
-    """Packtrain, and the fastest of the tools followed by the hash of its files."""
-    out, cache = bench.work / "out", bench.work / "cache"
-    commands = {each.name: each.command(0) for each in _contenders(bench, theirs)}
-    best = fastest(row for row in rows if row.name in commands and not row.verified)
-    hashed = theirs.python("then_blake3", str(out), *commands[best.name])
+def _finalists(bench: Bench, theirs: Tools, rows: list[Row]) -> list[Contender]:
+    """Packtrain, and the fastest of the tools, plain and followed by the hash of its files."""
+    out = bench.work / "out"
+    ours, *others = _contenders(bench, theirs)
+    commands = {each.name: each.command(0) for each in others}
+    best = fastest(row for row in rows if row.name in commands)
+    plain = commands[best.name]
+    hashed = theirs.python("then_blake3", str(out), *plain)
     return [
-        Contender("packtrain", lambda _: _pull(theirs.server, cache), verified=True, remove=[cache]),
+        ours,
+        Contender(best.name, lambda _: plain, remove=[out]),
         Contender(f"{best.name} + BLAKE3", lambda _: hashed, verified=True, remove=[out]),
     ]
 
 
-def _figures(table: Table, after: Table, how: str) -> list[Figure]:
-    ours, *others = table.rows
-    best = fastest(others)
-    mine, hashed = after.rows
+def _figures(final: Table, how: str) -> list[Figure]:
+    ours, best, hashed = final.rows
     return [
         Figure(f"pull from {how}: wall, to the fastest, {best.name}, unverified", ratio(ours, best, wall), "x", 1.1),
-        Figure(f"pull from {how}: wall, to {hashed.name}", ratio(mine, hashed, wall), "x", 0.9),
-        Figure(f"pull from {how}: CPU, to {hashed.name}", ratio(mine, hashed, cpu), "x", 0.9),
+        Figure(f"pull from {how}: wall, to {hashed.name}", ratio(ours, hashed, wall), "x", 0.9),
+        Figure(f"pull from {how}: CPU, to {hashed.name}", ratio(ours, hashed, cpu), "x", 0.9),
     ]
