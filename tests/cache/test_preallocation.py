@@ -70,3 +70,21 @@ def test_without_threads_they_get_it_in_turn(
         partial = Partial(tmp_path, manifest, "boot-1")
     assert sizes(partial) == {path: (size, True) for path, size in SIZES.items()}
     partial.close()
+
+
+def test_a_new_journal_is_not_cut(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ext4 flushes a file that was ever cut to nothing when it is closed, and whoever closes it waits for the disk."""
+    cut, truncate = [], os.ftruncate
+
+    def noting(descriptor: int, length: int) -> None:
+        if length == 0:
+            cut.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        truncate(descriptor, length)
+
+    monkeypatch.setattr(os, "ftruncate", noting)
+    partial = Partial(tmp_path / "partial", manifest, "boot")
+    partial.finish(0)
+    partial.close()
+    assert cut == []
+    Partial(tmp_path / "partial", manifest, "another boot").settle_doubts()  # that one has something in it
+    assert cut == [str(tmp_path / "partial" / "journal")]
