@@ -193,19 +193,26 @@ def test_a_fault_at_any_call_never_makes_two_events_nor_a_false_answer(
         assert machine(store, tmp_path / f"{k}").audit("m").state.aliases == {"production": 1}
 
 
-def test_a_flipped_bit_in_what_is_read_is_refused_or_harmless(store: MemoryStore, tmp_path: Path) -> None:
-    """Harmless in the listing, which is asked for before or after any of the events."""
-    whole = FaultyStore(store, {})
-    right = machine(whole, tmp_path / "whole").read("m").events
-    refused = []
-    for k in range(whole.calls):
-        registry = machine(FaultyStore(store, {k: Fault.FLIPPED_BIT}), tmp_path / f"{k}")
-        try:
-            assert registry.read("m").events == right
-        except IntegrityError as error:
-            refused.append(str(error))
-    assert len(refused) >= len(right) - 1
-    assert all("of the ledger of m" in each for each in refused)
+class Flipping(MemoryStore):
+    """Over the objects of another store: a bit of one of them is wrong when it is read."""
+
+    def __init__(self, inner: MemoryStore, flipped: str) -> None:
+        super().__init__()
+        self.objects = inner.objects
+        self._flipped = flipped
+
+    def get(self, key: str) -> bytes:
+        data = bytearray(super().get(key))
+        if key == self._flipped:
+            data[len(data) // 2] ^= 1
+        return bytes(data)
+
+
+@pytest.mark.parametrize("sequence", [1, 2, 3, 4])
+def test_a_flipped_bit_in_what_is_read_is_refused(store: MemoryStore, tmp_path: Path, sequence: int) -> None:
+    flipping = Flipping(store, f"ledger/m/{sequence:010}.json")
+    with pytest.raises(IntegrityError, match="of the ledger of m"):
+        machine(flipping, tmp_path).read("m")
 
 
 # Readers and writers at once
@@ -344,7 +351,7 @@ def test_polling_asks_for_the_next_event_and_the_head(store: MemoryStore, tmp_pa
 
 def test_a_short_ledger_takes_one_round_trip(store: MemoryStore, tmp_path: Path) -> None:
     """Nobody is answered before everything was asked for."""
-    asked = Barrier(5, timeout=10)
+    asked = Barrier(5, timeout=300)
 
     class Patient(Counting):
         def get(self, key: str) -> bytes:

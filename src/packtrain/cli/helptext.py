@@ -72,10 +72,6 @@ class Group(click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         _write_lines(self.example, self.epilog, formatter)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
-        """In the order in which they were added, not that of the alphabet."""
-        return list(self.commands)
-
 
 class Lazy(Mapping[str, click.Command]):
     """The commands of a group, by name: each is the variable of that name in a module, which is imported when it is

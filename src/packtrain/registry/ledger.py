@@ -137,31 +137,31 @@ class LedgerRegistry:
                 log.extend(data)
 
     def _peek(self, name: str, sequence: int) -> bytes | None:
+        """An event's bytes; None if it is not there."""
         try:
             return self._store.get(event_key(name, sequence))
         except NotFound:
             return None
 
     def _event(self, name: str, sequence: int, count: int) -> bytes:
-        try:
-            return self._store.get(event_key(name, sequence))
-        except NotFound:
+        data = self._peek(name, sequence)
+        if data is None:
             raise IntegrityError(
                 f"event {sequence} of the ledger of {name} is missing; it has {count}",
                 hint="Somebody removed it. Restore the ledger folder from a backup.",
-            ) from None
+            )
+        return data
 
     def _require_head(self, log: Log) -> None:
         """The newest event that this machine has seen must still be there, as it was."""
         what = f"event {len(log.events)} of the ledger of {log.name}, which this machine has seen,"
-        try:
-            data = self._store.get(event_key(log.name, len(log.events)))
-        except NotFound:
+        data = self._peek(log.name, len(log.events))
+        if data is None:
             self._require_store()
             raise IntegrityError(
                 f"the ledger of {log.name} was truncated: {what} is gone",
                 hint=self._remedy(log.name),
-            ) from None
+            )
         if data != log.events[-1].encode():
             raise IntegrityError(
                 f"the ledger of {log.name} was rewritten: {what} is now another",
