@@ -11,7 +11,7 @@ from packtrain.ports import Clock, Store
 from packtrain.registry.memory import SeenLedgers
 
 _READERS = 16
-_EARLY = 4  # events that are asked for before it is known how many there are: a version's own, its gate, its promotion
+_EARLY = 4  # events that are asked for before it is known how many there are: of a first version and its promotion
 _ATTEMPTS = 200  # of one append, each lost to another writer: beyond that something is wrong
 
 
